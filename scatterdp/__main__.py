@@ -1,0 +1,30 @@
+"""``python -m scatterdp COMMAND``, also installed as ``scatterdp``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from scatterdp.commands.exits import exit_code
+
+COMMANDS = {"cache": "show, check and remove cached features"}
+
+
+def main() -> int:
+    """Hand the rest of the command line to the named command."""
+    names = sys.argv[1:2]
+    if not names or names[0] in ("-h", "--help"):
+        print("usage: scatterdp COMMAND …\n\ncommands:")
+        for name, purpose in COMMANDS.items():
+            print(f"  {name:<12}{purpose}")
+        print("\nThe published experiment is `python -m scatterdp.baselines --help`.")
+        return 0 if names else 2
+    if names[0] not in COMMANDS:
+        print(f"error: command {names[0]!r}: expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    command = importlib.import_module(f"scatterdp.commands.{names[0]}")
+    return exit_code(lambda: command.run(sys.argv[2:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

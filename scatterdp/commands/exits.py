@@ -1,0 +1,20 @@
+"""How a command ends: user errors as one sentence and exit code 2, Ctrl-C as one sentence and 130."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from scatterdp.errors import UserError
+
+
+def exit_code(command: Callable[[], int | None]) -> int:
+    """Run ``command``; returns its exit code (None: 0), or 2 after a user error told on standard error."""
+    try:
+        return command() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: what was finished is kept", file=sys.stderr)
+        return 130

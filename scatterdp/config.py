@@ -1,0 +1,139 @@
+"""What the user may say: one frozen dataclass a command, the source of its flags and of its record.
+
+A field that is ``None`` is filled from the data set's recipe (:mod:`scatterdp.recipes`) or, for the noise, solved for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from scatterdp.errors import ConfigError
+
+InputNorm = Literal["BN", "GroupNorm", "GN", "none"]
+Optimizer = Literal["SGD", "Adam", "LR"]
+
+DEFAULT_TARGET_EPSILON = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselinesConfig:
+    """A differentially private linear classifier on ScatterNet features (Tramèr & Boneh 2021), start to end.
+
+    Fetches the data set if needed, extracts and caches features, releases normalisation statistics with DP,
+    solves for the noise multiplier (unless it is given), trains, and leaves a run folder with a certificate.
+    """
+
+    dataset: str = "cifar10"
+    """mnist, fmnist, cifar10, digits, a folder train/<class>/*.png|jpg + test/<class>/…, or an .npz file
+    (x_train, y_train, x_test, y_test)."""
+    augment: bool = False
+    """Random flip and crop of every training image before scattering; features are then computed at every step."""
+    batch_size: int | None = None
+    """Expected batch size B. B = N is full batch: the plain Gaussian mechanism. None: the data set's recipe."""
+    mini_batch_size: int | None = None
+    """Physical batch: how many examples are in work at once. Memory and speed only, no privacy meaning."""
+    lr: float | None = None
+    """Learning rate. None: the data set's recipe."""
+    optim: Optimizer = "SGD"
+    """SGD or Adam: private. LR: logistic regression over C in 0.01 … 100, NOT PRIVATE, for comparison."""
+    momentum: float | None = None
+    """SGD momentum in [0, 1). None: the recipe's."""
+    nesterov: bool = False
+    """Nesterov's momentum (SGD with momentum > 0)."""
+    noise_multiplier: float | None = None
+    """Noise standard deviation ÷ max_grad_norm. Given: ε is computed. None: solved for target_epsilon."""
+    max_grad_norm: float | None = None
+    """L2 bound of each example's gradient. None: the recipe's."""
+    epochs: int | None = None
+    """Passes over the data; an epoch is ⌊N / batch_size⌋ steps. None: the data set's recipe."""
+    input_norm: InputNorm | None = None
+    """BN: channel statistics released with DP. GroupNorm (GN): per example, no cost. none. None: the recipe's."""
+    num_groups: int | None = None
+    """Channel groups of GroupNorm; must divide the number of channels."""
+    bn_noise_multiplier: float | None = None
+    """Noise multiplier of each of the two statistics releases of BN."""
+    max_epsilon: float | None = None
+    """Stop before the step that would take ε above this."""
+    sample_batches: bool = False
+    """Poisson sampling; the same as --sampling=poisson, which is the default."""
+    logdir: Path | None = None
+    """Also write TensorBoard events to this folder."""
+    target_epsilon: float | None = None
+    """ε of everything together, when noise_multiplier is not given (3 when neither is)."""
+    target_delta: float = 1e-5
+    """δ; below 1/N, or the guarantee allows publishing an example outright."""
+    accountant: Literal["pld", "rdp", "rdp_classic"] = "pld"
+    """Which upper bound on ε counts. rdp_classic is the published computation."""
+    sampling: Literal["poisson", "shuffle"] = "poisson"
+    """shuffle: fixed-size shuffled batches, for comparison; no amplification is claimed for them."""
+    seed: int | None = None
+    """Makes the run reproducible and the noise predictable to whoever knows it. None: 256 bits from the system."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    data_dir: Path | None = None
+    """Where data sets are looked for and kept. None: $SCATTERDP_DATA, else ./data."""
+    features_dir: Path = Path("features")
+    """Where extracted features are cached."""
+    feature_dtype: Literal["float32", "float16"] = "float32"
+    """Precision of cached features and of the training matrix; float16 halves memory and disk."""
+    run_dir: Path | None = None
+    """Where the run's record goes; must not exist yet. None: runs/<dataset>-<time>."""
+    resume: Path | None = None
+    """Continue the run in this folder from its checkpoint, with its own config; no other flag beside it."""
+    train_metrics: bool = False
+    """Also record loss and accuracy on the private training data. They are outside the guarantee: keep them."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("mini_batch_size", 1), ("epochs", 1), ("num_groups", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name}={value}: expected a whole number ≥ {least}")
+        for name in ("lr", "max_grad_norm", "max_epsilon", "target_epsilon"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name}={value}: expected a finite number > 0")
+        for name in ("noise_multiplier", "bn_noise_multiplier"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"{name}={value}: expected a finite number ≥ 0")
+        if self.momentum is not None and not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum={self.momentum}: expected a number in [0, 1)")
+        if not 0 < self.target_delta < 1:
+            raise ConfigError(f"target_delta={self.target_delta}: expected a number between 0 and 1")
+        if self.noise_multiplier is not None and self.target_epsilon is not None:
+            raise ConfigError(
+                f"noise_multiplier={self.noise_multiplier} and target_epsilon={self.target_epsilon}: "
+                "each determines the other, give one of them"
+            )
+        if self.sample_batches and self.sampling == "shuffle":
+            raise ConfigError("sample_batches and sampling=shuffle contradict each other, give one of them")
+        if self.nesterov and (self.optim != "SGD" or self.momentum == 0):
+            raise ConfigError("nesterov: needs optim=SGD and momentum > 0")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; :meth:`from_json` reads them back, equal."""
+        return {
+            field.name: str(value) if isinstance(value := getattr(self, field.name), Path) else value
+            for field in dataclasses.fields(self)
+        }
+
+    @classmethod
+    def from_json(cls, text: str) -> BaselinesConfig:
+        """The config that :meth:`to_json` wrote.
+
+        Raises:
+            ConfigError: unknown or missing names.
+        """
+        values: dict[str, Any] = json.loads(text)
+        for name in ("logdir", "data_dir", "features_dir", "run_dir", "resume"):
+            if values.get(name) is not None:
+                values[name] = Path(values[name])
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigError(f"config.json: {error}; was it written by another version?") from error

@@ -1,0 +1,64 @@
+"""The contract of every engine: a sum of per-example gradients, each clipped to an L2 bound.
+
+**Formal guarantee.** For a set of examples S the answer is :math:`\\sum_{i \\in S} g_i \\min(1, C/\\lVert g_i\\rVert)`
+over all trainable parameters jointly, so adding or removing an example moves it by at most C = ``max_grad_norm`` in L2.
+
+| edge case | answer |
+|---|---|
+| no examples | zeros, no norms |
+| gradient 0 | contributes 0 |
+| gradient with NaN or infinite entries | contributes 0; its reported norm is what it is (``nan`` or ``inf``) |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+#: ``(outputs (b, …), labels (b,)) -> losses (b,)``; an example's loss may depend on its own row only.
+PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ClippedSum:
+    """Clipped gradient sums by parameter name, and the norms ``(b,)`` before clipping (private: never published)."""
+
+    gradients: dict[str, Tensor]
+    norms: Tensor
+
+
+class Engine(Protocol):
+    """Anything that computes a :class:`ClippedSum`."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        loss: PerExampleLoss,
+        x: Tensor,
+        y: Tensor,
+        *,
+        max_grad_norm: float,
+        squared_norms: Tensor | None = None,
+    ) -> ClippedSum:
+        """Clip and sum.
+
+        Args:
+            model: maps ``x (b, …)`` to outputs ``(b, …)``, example by example.
+            loss: per-example loss.
+            x: inputs of one physical batch.
+            y: ``(b,)`` labels.
+            max_grad_norm: C > 0.
+            squared_norms: ``(b,)`` of ``‖x‖²`` where the caller has them; engines without use ignore them.
+        """
+        ...
+
+
+def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
+    """``min(1, C / norm)`` for each example; 0 where the norm is NaN or infinite."""
+    if not max_grad_norm > 0:
+        raise ValueError(f"max_grad_norm={max_grad_norm}: expected a number > 0")
+    return torch.where(norms.isfinite(), max_grad_norm / norms.clamp(min=max_grad_norm), torch.zeros_like(norms))

@@ -1,0 +1,54 @@
+r"""Closed-form clipping for a linear layer: no per-example gradient ever exists.
+
+For logits :math:`z = Wx + b` and any per-example loss, let :math:`r = \partial\ell/\partial z` (softmax minus one-hot
+for cross entropy). The gradient is :math:`(r x^\top, r)`, of norm
+:math:`\lVert r\rVert \sqrt{\lVert x\rVert^2 + 1}` (Goodfellow 2015, arXiv 1510.01799), so with clip factors c the
+clipped sum is :math:`((c \odot R)^\top X, (c \odot R)^\top 1)`: the flops of one ordinary backward pass.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from scatterdp.engines.contract import ClippedSum, PerExampleLoss, clip_factors
+
+
+def linear_engine(
+    model: nn.Module,
+    loss: PerExampleLoss,
+    x: Tensor,
+    y: Tensor,
+    *,
+    max_grad_norm: float,
+    squared_norms: Tensor | None = None,
+) -> ClippedSum:
+    """The engine contract for ``nn.Linear`` on inputs ``(b, D)``.
+
+    Raises:
+        TypeError: another kind of module.
+    """
+    if not isinstance(model, nn.Linear):
+        raise TypeError(f"engine 'linear': expected torch.nn.Linear, got {type(model).__name__}")
+    weight, bias = model.weight.detach(), model.bias
+    if squared_norms is None:
+        squared_norms = x.square().sum(1)
+    logits = torch.addmm(bias.detach(), x, weight.t()) if bias is not None else x @ weight.t()
+    residuals = _loss_gradient(loss, logits, y)
+    norms = residuals.norm(dim=1) * (squared_norms + (bias is not None)).sqrt()
+    factors = clip_factors(norms, max_grad_norm)
+    if not torch.isfinite(norms).all():
+        # 0 · NaN is NaN: rows that may not count are replaced, not multiplied away.
+        kept = norms.isfinite()[:, None]
+        residuals, x = torch.where(kept, residuals, 0.0), torch.where(kept, x, 0.0)
+    weighted = residuals * factors[:, None]
+    gradients = {"weight": weighted.t() @ x}
+    if bias is not None:
+        gradients["bias"] = weighted.sum(0)
+    return ClippedSum(gradients, norms)
+
+
+def _loss_gradient(loss: PerExampleLoss, logits: Tensor, y: Tensor) -> Tensor:
+    with torch.enable_grad():
+        logits = logits.requires_grad_()
+        return torch.autograd.grad(loss(logits, y).sum(), logits)[0]

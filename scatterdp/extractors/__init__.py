@@ -1,0 +1,52 @@
+"""Fixed, data-independent feature extractors, by name.
+
+A library behind an extractor is imported when that extractor is made, not before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from scatterdp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from scatterdp.extractors.base import Extractor
+
+
+def _check_fields(name: str, config_class: type, given: dict[str, Any]) -> None:
+    known = [field.name for field in dataclasses.fields(config_class)]
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"{key}={given[key]!r}: {name} has no such setting, expected one of {', '.join(known)}")
+
+
+def _scatternet(input_shape: tuple[int, int, int], **config: Any) -> Extractor:
+    from scatterdp.extractors.scatternet import ScatterNet, ScatterNetConfig, default_config
+
+    _check_fields("scatternet", ScatterNetConfig, config)
+    return ScatterNet(default_config(input_shape, **config), input_shape)
+
+
+EXTRACTORS: dict[str, Callable[..., Extractor]] = {"scatternet": _scatternet}
+"""Name → function of ``(input_shape, **config)`` that makes the extractor with its defaults for such images."""
+
+
+def make_extractor(name: str, input_shape: tuple[int, int, int], **config: Any) -> Extractor:
+    """Make a registered extractor.
+
+    Args:
+        name: a key of :data:`EXTRACTORS`.
+        input_shape: ``(C, H, W)`` of the images.
+        config: settings of that extractor that differ from its defaults.
+
+    Raises:
+        ConfigError: an unknown name or setting, or a value out of range.
+
+    >>> make_extractor("scatternet", (1, 28, 28)).output_shape
+    (81, 7, 7)
+    """
+    if name not in EXTRACTORS:
+        raise ConfigError(f"extractor={name!r}: expected one of {', '.join(sorted(EXTRACTORS))}")
+    return EXTRACTORS[name](input_shape, **config)

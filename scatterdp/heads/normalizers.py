@@ -1,0 +1,49 @@
+"""Normalisers between fixed features and a head: modules with buffers, so that a state dict carries them.
+
+| ``input_norm`` | what it does | privacy cost |
+|---|---|---|
+| ``BN`` | frozen batch normalisation: per channel ``(x - mean) / sqrt(variance)`` with released statistics | two releases |
+| ``GroupNorm`` (``GN``) | each example's channels in groups, each group to mean 0 and variance 1 | none: one example at a time |
+| ``none`` | nothing | none |
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from scatterdp.errors import ConfigError
+from scatterdp.privacy.statistics import ChannelStatistics
+
+
+class Standardize(nn.Module):
+    """``(x - mean) * scale`` per channel of ``(B, K, h, w)``, both ``(K,)`` float32 buffers."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("scale", scale.float())
+
+    @classmethod
+    def from_statistics(cls, statistics: ChannelStatistics) -> Standardize:
+        """Mean 0 and variance 1 according to released statistics."""
+        return cls(statistics.mean, statistics.variance.rsqrt())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean[:, None, None]) * self.scale[:, None, None]
+
+
+def group_normalizer(num_channels: int, num_groups: int) -> nn.GroupNorm:
+    """Group normalisation without parameters (Wu & He 2018).
+
+    Raises:
+        ConfigError: ``num_groups`` does not divide the number of channels.
+    """
+    if num_groups < 1 or num_channels % num_groups:
+        divisors = [d for d in range(1, num_channels + 1) if num_channels % d == 0]
+        raise ConfigError(
+            f"num_groups={num_groups}: does not divide the {num_channels} channels; choose one of {', '.join(map(str, divisors))}"
+        )
+    return nn.GroupNorm(num_groups, num_channels, affine=False)

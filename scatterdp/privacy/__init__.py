@@ -1,0 +1,1 @@
+"""Privacy: randomness, noise, sampling, statistics, accounting, calibration, ledger, certificate."""

@@ -1,0 +1,83 @@
+"""The certificate: what a run guarantees, from its ledger, in a form that a reader can check.
+
+Nothing in it depends on the private data beyond what the ledger counts: no digest of private data (a keyed
+commitment stands for it), no sampled batch size, no gradient norm.
+"""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+from scatterdp.privacy.accounting import ACCOUNTANTS, Accountant
+from scatterdp.privacy.ledger import Ledger, finite_or_none
+from scatterdp.privacy.randomness import RandomKey
+
+SCHEMA = 1
+
+LIMITS = (
+    "N, the image size and the set of classes are public.",
+    "One run is covered. Several runs on the same people add up (compose their ledgers), and so does choosing among them.",
+    "Test examples are not protected: accuracy on them is computed without noise.",
+    "Cached features, the checkpoint of an unfinished run and the commitment key are private files: do not publish them.",
+    "Error messages, timings and memory use are not covered.",
+    "Gradients and noise are floating-point numbers; the proof is for real numbers.",
+)
+
+VERSIONED = ("scatterdp", "torch", "numpy", "scipy", "dp-accounting", "kymatio", "h5py")
+
+
+def make_certificate(
+    ledger: Ledger,
+    *,
+    delta: float,
+    accountant: Accountant,
+    adjacency: str,
+    sampler: dict[str, Any],
+    key: RandomKey,
+    data: dict[str, Any],
+    features: dict[str, Any],
+    not_private: list[str],
+) -> dict[str, Any]:
+    """The certificate as JSON values.
+
+    Args:
+        ledger: everything that was released. ε comes from it and from nothing else.
+        delta: δ.
+        accountant: which ε is the claim; the others are listed beside it.
+        adjacency: in words; what one data set and its neighbour differ by.
+        sampler: :meth:`scatterdp.privacy.sampling.BatchSelection.describe`.
+        key: the run's key, of which only the origin is written.
+        data: the data set's public facts.
+        features: the extractor's name, configuration, fingerprint.
+        not_private: printed or recorded numbers that the guarantee does not cover.
+    """
+    epsilons = {name: ledger.epsilon(delta=delta, accountant=name) for name in ACCOUNTANTS}
+    epsilon = epsilons[accountant]
+    private = finite_or_none(epsilon) is not None
+    if private:
+        statement = (
+            f"This run is (ε = {epsilon:.4f}, δ = {delta:g})-differentially private. Neighbouring data sets: {adjacency}. "
+            "Covered: the normalisation statistics, every model update, and all that is computed from them."
+        )
+    else:
+        statement = "This run is NOT differentially private: something was released without noise."
+    return {
+        "schema": SCHEMA,
+        "statement": statement,
+        "private": private,
+        "epsilon": finite_or_none(epsilon),
+        "delta": delta,
+        "accountant": accountant,
+        "epsilon_by_accountant": {name: finite_or_none(value) for name, value in epsilons.items()},
+        "adjacency": adjacency,
+        "ledger": ledger.to_json(),
+        "sampler": sampler,
+        "noise_source": key.describe(),
+        "data": data,
+        "features": features,
+        "not_private": not_private,
+        "limits": list(LIMITS),
+        "versions": {name: version(name) for name in VERSIONED} | {"python": platform.python_version()},
+    }

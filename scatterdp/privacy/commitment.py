@@ -1,0 +1,43 @@
+"""What a published certificate may say of private data: a keyed commitment, not a digest.
+
+A plain digest is a deterministic function of the data. Someone who knows all examples but one could test guesses of
+the last against it: no ε bounds that. Under a key that stays with the data's owner the digest tells nothing to
+others, and the owner can still show later which data a certificate is about.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+from scatterdp.errors import UserError
+
+KEY_NAME = "commitment.key"
+
+
+def commitment(fingerprint: str, key: bytes) -> str:
+    """HMAC-SHA-256 of a fingerprint, hexadecimal."""
+    return hmac.new(key, fingerprint.encode(), hashlib.sha256).hexdigest()
+
+
+def commitment_key(folder: Path) -> bytes:
+    """The 32-byte key in ``folder/commitment.key``; made (mode 0600) when there is none.
+
+    Raises:
+        UserError: a key file of another size.
+    """
+    path = folder / KEY_NAME
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(32))
+    key = path.read_bytes()
+    if len(key) != 32:
+        raise UserError(
+            f"{path}: found {len(key)} bytes, expected a key of 32; move the file away to have a new one made"
+        )
+    return key

@@ -1,0 +1,57 @@
+"""The one place where noise is drawn: standard deviation = noise_multiplier × sensitivity.
+
+**Formal guarantee.** Adding :func:`gaussian_noise` to a vector whose L2 sensitivity is ``sensitivity`` is the
+Gaussian mechanism of noise multiplier σ, the ``dp_accounting.GaussianDpEvent(σ)`` of the ledger (Dwork & Roth
+2014, appendix A; exact curve: Balle & Wang 2018). The samples are float64 computed from 53-bit uniforms
+(largest magnitude 8.2 standard deviations) and rounded to the asked dtype.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from scipy.special import ndtri
+from torch import Tensor
+
+from scatterdp.privacy.randomness import RandomKey
+
+
+def standard_normal(count: int, key: RandomKey, purpose: str, *, counter: int) -> np.ndarray:
+    """``(count,)`` float64 standard normal numbers: the inverse distribution function of the key's uniforms."""
+    uniform = ((key.words(purpose, counter=counter, count=count) >> np.uint64(11)) + 0.5) * 2.0**-53
+    return ndtri(uniform)
+
+
+def gaussian_noise(
+    shape: tuple[int, ...],
+    *,
+    noise_multiplier: float,
+    sensitivity: float,
+    key: RandomKey,
+    purpose: str,
+    counter: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Gaussian noise of standard deviation ``noise_multiplier * sensitivity``.
+
+    Args:
+        shape: shape of the answer.
+        noise_multiplier: σ ≥ 0, dimensionless; 0 gives zeros (and an event that is not private).
+        sensitivity: L2 sensitivity > 0 of what the noise is added to, in its unit.
+        key, purpose, counter: name the draw. The same triple gives the same numbers, so each
+            released quantity needs its own.
+
+    Raises:
+        ValueError: a negative or non-finite multiplier or sensitivity.
+    """
+    if not (math.isfinite(noise_multiplier) and noise_multiplier >= 0):
+        raise ValueError(f"noise_multiplier={noise_multiplier}: expected a finite number ≥ 0")
+    if not (math.isfinite(sensitivity) and sensitivity > 0):
+        raise ValueError(f"sensitivity={sensitivity}: expected a finite number > 0")
+    if noise_multiplier == 0:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    sample = standard_normal(math.prod(shape), key, purpose, counter=counter)
+    return torch.from_numpy(sample * (noise_multiplier * sensitivity)).to(device, dtype).reshape(shape)

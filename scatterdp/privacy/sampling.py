@@ -1,0 +1,155 @@
+"""Batch selection: the sampler and its privacy event in one object, so that they cannot disagree.
+
+| kind | step t takes | event of T steps with noise multiplier σ |
+|---|---|---|
+| ``poisson`` | each example independently with probability q = batch_size / N | T × PoissonSampled(q, Gaussian(σ)) |
+| ``full`` | every example | T × Gaussian(σ) |
+| ``shuffle`` | the next ``batch_size`` rows of a fresh permutation each epoch, the remainder dropped | epochs × Gaussian(σ) |
+
+``shuffle`` is there for comparison with published code that accounts it as Poisson. Its event claims no
+amplification: an example is in at most one batch an epoch, so an epoch is one Gaussian. That holds when the
+neighbouring data set has the example's contribution replaced by nothing ("zero-out" adjacency, Chua et al. 2024):
+adding or removing a row would move the others between batches. The certificate states the adjacency of the selection.
+
+>>> selection = PoissonSelection(num_examples=1000, batch_size=100, steps=5)
+>>> batch = selection.indices(2, RandomKey.from_seed(0))
+>>> 50 < len(batch) < 150
+True
+>>> selection.event(4.0).event.sampling_probability == selection.sample_rate == 0.1
+True
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import dp_accounting
+import numpy as np
+
+from scatterdp.errors import ConfigError
+from scatterdp.privacy.accounting import ADJACENCY
+from scatterdp.privacy.randomness import RandomKey
+
+Sampling = Literal["poisson", "shuffle"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSelection(ABC):
+    """Which rows each step takes, and what that costs.
+
+    Args:
+        num_examples: N > 0, public.
+        batch_size: expected batch size in 1 … N; clipped sums are divided by it.
+        steps: number of optimizer updates, ≥ 1.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    num_examples: int
+    batch_size: int
+    steps: int
+
+    kind = ""
+    adjacency = ADJACENCY
+
+    def __post_init__(self) -> None:
+        if not 0 < self.batch_size <= self.num_examples:
+            raise ConfigError(
+                f"batch_size={self.batch_size}: expected 1 to {self.num_examples}, the number of training examples"
+            )
+        if self.steps < 1:
+            raise ConfigError(f"steps={self.steps}: expected at least 1")
+
+    @property
+    def sample_rate(self) -> float:
+        """Inclusion probability per step, batch_size / N."""
+        return self.batch_size / self.num_examples
+
+    @abstractmethod
+    def indices(self, step: int, key: RandomKey) -> np.ndarray:
+        """Row numbers (int64, ascending unless shuffled) of step ``step``; a function of key and step. May be empty."""
+
+    @abstractmethod
+    def event(self, noise_multiplier: float) -> dp_accounting.DpEvent:
+        """What all ``steps`` cost with Gaussian noise of ``noise_multiplier`` on each clipped sum."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the certificate says of the sampler."""
+        return {
+            "kind": self.kind,
+            "num_examples": self.num_examples,
+            "expected_batch_size": self.batch_size,
+            "sample_rate": self.sample_rate,
+            "steps": self.steps,
+            "adjacency": self.adjacency,
+        }
+
+
+class PoissonSelection(BatchSelection):
+    """Each example independently with probability ``sample_rate``."""
+
+    kind = "poisson"
+
+    def indices(self, step: int, key: RandomKey) -> np.ndarray:
+        words = key.words("batch selection", counter=step, count=self.num_examples)
+        # ⌊q·2⁶⁴⌋ of 2⁶⁴ words: the probability is within 2⁻⁶⁴ of q, and never above it.
+        return np.flatnonzero(words < np.uint64(self.batch_size * 2**64 // self.num_examples))
+
+    def event(self, noise_multiplier: float) -> dp_accounting.DpEvent:
+        sampled = dp_accounting.PoissonSampledDpEvent(self.sample_rate, dp_accounting.GaussianDpEvent(noise_multiplier))
+        return dp_accounting.SelfComposedDpEvent(sampled, self.steps)
+
+
+class FullBatch(BatchSelection):
+    """Every example at every step: the plain Gaussian mechanism, exact accounting."""
+
+    kind = "full"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size != self.num_examples:
+            raise ConfigError(
+                f"batch_size={self.batch_size}: a full batch has all {self.num_examples} training examples"
+            )
+
+    def indices(self, step: int, key: RandomKey) -> np.ndarray:
+        return np.arange(self.num_examples)
+
+    def event(self, noise_multiplier: float) -> dp_accounting.DpEvent:
+        return dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(noise_multiplier), self.steps)
+
+
+class ShuffledBatches(BatchSelection):
+    """Fixed-size batches of a fresh permutation each epoch; no amplification is claimed."""
+
+    kind = "shuffle"
+    adjacency = "one example's contribution replaced by nothing (zero-out); N and the batches' rows stay as they are"
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return self.num_examples // self.batch_size
+
+    def indices(self, step: int, key: RandomKey) -> np.ndarray:
+        epoch, batch = divmod(step, self.batches_per_epoch)
+        order = key.generator("shuffle", counter=epoch).permutation(self.num_examples)
+        return order[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+    def event(self, noise_multiplier: float) -> dp_accounting.DpEvent:
+        epochs = -(-self.steps // self.batches_per_epoch)
+        return dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(noise_multiplier), epochs)
+
+
+def make_selection(sampling: Sampling, *, num_examples: int, batch_size: int, steps: int) -> BatchSelection:
+    """``FullBatch`` when ``batch_size`` is N, else the selection named ``sampling``.
+
+    Raises:
+        ConfigError: an unknown name or a value out of range.
+    """
+    kinds: dict[str, type[BatchSelection]] = {"poisson": PoissonSelection, "shuffle": ShuffledBatches}
+    if sampling not in kinds:
+        raise ConfigError(f"sampling={sampling!r}: expected one of {', '.join(kinds)}")
+    kind = FullBatch if batch_size == num_examples else kinds[sampling]
+    return kind(num_examples=num_examples, batch_size=batch_size, steps=steps)

@@ -1,0 +1,163 @@
+r"""Differentially private channel means and variances of features (Tramèr & Boneh 2021, section 2.3).
+
+For example i with features :math:`x_i` of shape (K, h, w) and public channel scales :math:`s_k`,
+
+.. math::
+    u_{ik} = \operatorname{mean}_{hw} x_{ikhw} / s_k, \qquad
+    w_{ik} = \operatorname{mean}_{hw} x_{ikhw}^2 / s_k^2 .
+
+Each vector is scaled down to its public bound, :math:`\lVert u_i\rVert \le b_u`, :math:`\lVert w_i\rVert \le b_w`, and
+
+.. math::
+    \hat u = \tfrac1N \bigl(\textstyle\sum_i u_i + \sigma b_u\,\mathcal N(0, I)\bigr), \qquad
+    \hat w = \tfrac1N \bigl(\textstyle\sum_i w_i + \sigma b_w\,\mathcal N(0, I)\bigr)
+
+are released.
+
+**Formal guarantee.** Adding or removing one example moves the first sum by at most :math:`b_u` and the second by at
+most :math:`b_w` in L2, so the two releases are two Gaussian mechanisms of noise multiplier σ: the event returned is
+``2 × Gaussian(σ)``. N, :math:`s` and the bounds are public: scales and bounds are computed from synthetic images
+pushed through the same extractor (:func:`bounds_from_reference`), never from private data. Everything after the two
+sums (variance, its floor, the model) is post-processing.
+
+Why scale: channels of order 0, 1 and 2 differ by two orders of magnitude and one noise level serves all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import dp_accounting
+import torch
+from torch import Tensor
+
+from scatterdp.errors import UserError
+from scatterdp.privacy.ledger import LedgerEntry
+from scatterdp.privacy.noise import gaussian_noise
+from scatterdp.privacy.randomness import RandomKey
+
+RELEASES = ("mean", "mean of squares")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticsBounds:
+    """What bounds the release; all of it public.
+
+    Args:
+        scale: ``(K,)`` float64 > 0, the unit of each channel.
+        mean_bound: L2 bound of an example's scaled channel means.
+        square_bound: L2 bound of an example's scaled channel means of squares.
+        source: where the three came from, for the certificate.
+    """
+
+    scale: Tensor
+    mean_bound: float
+    square_bound: float
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelStatistics:
+    """Released statistics: ``mean`` and ``variance``, both ``(K,)`` float64; the variance is at least its noise level."""
+
+    mean: Tensor
+    variance: Tensor
+
+
+def bounds_from_reference(reference: Tensor, source: str) -> StatisticsBounds:
+    """Scales and bounds from features of public or synthetic images.
+
+    The scale of a channel is its root mean square; the bounds are the largest norms seen on the reference.
+
+    Args:
+        reference: ``(n, K, h, w)`` features that depend on no private data.
+        source: their description.
+    """
+    scale = reference.double().square().mean((0, 2, 3)).sqrt()
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    means, squares = _vectors(reference, scale)
+    return StatisticsBounds(
+        scale=scale,
+        mean_bound=means.norm(dim=1).max().item(),
+        square_bound=squares.norm(dim=1).max().item(),
+        source=source,
+    )
+
+
+def statistics_event(noise_multiplier: float) -> dp_accounting.DpEvent:
+    """The event of one :func:`release_channel_statistics`, known before it happens."""
+    return dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(noise_multiplier), len(RELEASES))
+
+
+def release_channel_statistics(
+    blocks: Iterable[Tensor],
+    *,
+    num_examples: int,
+    bounds: StatisticsBounds,
+    noise_multiplier: float,
+    key: RandomKey,
+) -> tuple[ChannelStatistics, LedgerEntry]:
+    """Channel means and variances of private features, and what they cost.
+
+    Args:
+        blocks: the training features, each row once, in pieces ``(b, K, h, w)``.
+        num_examples: N, public; the sums are divided by it.
+        bounds: public scales and clipping bounds.
+        noise_multiplier: σ of each of the two releases.
+        key: the run's key.
+
+    Raises:
+        UserError: NaN or infinite features.
+    """
+    mean_sum = torch.zeros_like(bounds.scale)
+    square_sum = torch.zeros_like(bounds.scale)
+    for block in blocks:
+        means, squares = _vectors(block, bounds.scale)
+        mean_sum += clip_rows(means, bounds.mean_bound).sum(0)
+        square_sum += clip_rows(squares, bounds.square_bound).sum(0)
+    released = []
+    for draw, (total, bound) in enumerate(((mean_sum, bounds.mean_bound), (square_sum, bounds.square_bound))):
+        noise = gaussian_noise(
+            tuple(total.shape),
+            noise_multiplier=noise_multiplier,
+            sensitivity=bound,
+            key=key,
+            purpose="channel statistics",
+            counter=draw,
+            dtype=torch.float64,
+        )
+        released.append((total + noise) / num_examples)
+    mean, square = released
+    # Below the noise of the released squares a variance is not distinguishable from 0. The level is public.
+    noise_level = max(noise_multiplier * bounds.square_bound / num_examples, 1e-12)
+    variance = (square - mean.square()).clamp(min=noise_level)
+    statistics = ChannelStatistics(mean=mean * bounds.scale, variance=variance * bounds.scale.square())
+    details: dict[str, Any] = {
+        "releases": list(RELEASES),
+        "feature_clip_norm": [bounds.mean_bound, bounds.square_bound],
+        "bound_source": bounds.source,
+        "noise_standard_deviation": [
+            noise_multiplier * bounds.mean_bound,
+            noise_multiplier * bounds.square_bound,
+        ],
+    }
+    return statistics, LedgerEntry("channel statistics", statistics_event(noise_multiplier), details)
+
+
+def clip_rows(rows: Tensor, bound: float) -> Tensor:
+    """Rows scaled down to L2 norm ``bound`` where they exceed it; shorter rows unchanged."""
+    if not (math.isfinite(bound) and bound > 0):
+        raise ValueError(f"bound={bound}: expected a finite number > 0")
+    return rows * (bound / rows.norm(dim=1, keepdim=True).clamp(min=bound))
+
+
+def _vectors(features: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    scaled = features.float() / scale.to(features.device).float()[:, None, None]
+    means = scaled.mean((2, 3), dtype=torch.float64)
+    squares = scaled.square_().mean((2, 3), dtype=torch.float64)
+    if not (means.isfinite().all() and squares.isfinite().all()):
+        raise UserError("features: found NaN or infinite values; remove the examples or choose another extractor")
+    return means.cpu(), squares.cpu()

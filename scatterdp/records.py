@@ -1,0 +1,135 @@
+"""The run folder: what a run leaves for people and programs.
+
+| file | content |
+|---|---|
+| ``config.json`` | the command's config as given |
+| ``metrics.jsonl`` | a row an epoch |
+| ``certificate.json`` | the guarantee and its ledger |
+| ``summary.json`` | the run in one object |
+| ``model.safetensors``, ``model_ema.safetensors`` | last and averaged weights, normaliser included |
+| ``accuracy_epsilon.png`` | test accuracy and ε against steps |
+| ``checkpoint.pt`` | while the run is unfinished; private |
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+from safetensors.torch import save_file
+from torch import Tensor
+
+from scatterdp.config import BaselinesConfig
+from scatterdp.errors import ConfigError, UserError
+
+
+class RunFolder:
+    """One run's folder; every file but the metrics appears whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.pt"
+
+    @classmethod
+    def create(cls, path: Path, config: BaselinesConfig) -> RunFolder:
+        """A new folder with its config.
+
+        Raises:
+            ConfigError: something is there already, or the folder cannot be made.
+        """
+        run = cls(path)
+        run.check_new(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            run.write_json("config.json", config.to_json())
+        except OSError as error:
+            raise ConfigError(
+                f"run_dir={path}: cannot be written ({error.strerror}); give another --run_dir"
+            ) from error
+        return run
+
+    @staticmethod
+    def check_new(path: Path) -> None:
+        """Raise ConfigError when ``path`` holds anything."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigError(
+                f"run_dir={path}: is there already and is left alone; give another --run_dir, or --resume={path} to go on with it"
+            )
+
+    @classmethod
+    def reopen(cls, path: Path) -> tuple[RunFolder, BaselinesConfig]:
+        """An unfinished run and its config.
+
+        Raises:
+            ConfigError: not a run folder.
+        """
+        try:
+            text = (path / "config.json").read_text()
+        except OSError as error:
+            raise ConfigError(f"resume={path}: not a run folder (no config.json in it)") from error
+        try:
+            return cls(path), BaselinesConfig.from_json(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"resume={path}: its config.json is damaged ({error})") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder against a second process.
+
+        Raises:
+            UserError: another live process has it.
+        """
+        lock = filelock.FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise UserError(f"run_dir={self.path}: another live process is running this run; wait for it") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write ``name`` atomically."""
+        self._replace(name, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        """Replace ``metrics.jsonl`` by these rows."""
+        self._replace("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Add one row to ``metrics.jsonl``."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def write_model(self, name: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Write ``name`` as safetensors, with ``facts`` as its metadata."""
+        temporary = self.path / (name + ".tmp")
+        contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        save_file(contiguous, temporary, metadata={key: json.dumps(value) for key, value in facts.items()})
+        os.replace(temporary, self.path / name)
+
+    def finish(self) -> None:
+        """Remove the checkpoint, which holds the run's random key."""
+        self.checkpoint.unlink(missing_ok=True)
+
+    def _replace(self, name: str, content: bytes) -> None:
+        temporary = self.path / (name + ".tmp")
+        temporary.write_bytes(content)
+        os.replace(temporary, self.path / name)
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

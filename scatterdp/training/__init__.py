@@ -1,0 +1,1 @@
+"""Training: plan, rows, loop, checkpoint, result."""

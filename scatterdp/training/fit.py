@@ -1,0 +1,171 @@
+"""From cached features to a private classifier with its ledger: statistics, training, certificate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from scatterdp.cache import FeatureCache
+from scatterdp.engines import linear_engine
+from scatterdp.errors import UserError
+from scatterdp.extractors.base import Extractor
+from scatterdp.heads import LinearHead
+from scatterdp.privacy.ledger import Ledger, finite_or_none
+from scatterdp.privacy.randomness import RandomKey
+from scatterdp.training.checkpoint import Checkpoint
+from scatterdp.training.evaluation import evaluate
+from scatterdp.training.loop import TrainingState, train
+from scatterdp.training.normalization import release_normalizer, restore_normalizer
+from scatterdp.training.plan import TrainingPlan
+from scatterdp.training.result import FitResult, certify
+from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, AugmentedRows, FeatureRows, load_rows
+
+CHECKPOINT_SECONDS = 5.0
+
+
+def fit(
+    features: FeatureCache,
+    plan: TrainingPlan,
+    *,
+    extractor: Extractor,
+    key: RandomKey | None = None,
+    device: torch.device | str = "cpu",
+    physical_batch_size: int = DEFAULT_PHYSICAL_BATCH,
+    augmented_images: np.ndarray | None = None,
+    published_data: bool = False,
+    train_metrics: bool = False,
+    resume: Checkpoint | None = None,
+    on_metrics: Callable[[dict[str, Any]], None] = lambda row: None,
+    on_checkpoint: Callable[[Checkpoint], None] | None = None,
+) -> FitResult:
+    """Train a linear head with differential privacy.
+
+    Args:
+        features: cached features of the train and test split.
+        plan: a calibrated plan for ``features.num_rows("train")`` examples.
+        extractor: the one that made ``features``; it pushes synthetic images through for the bounds of ``BN``.
+        key: random key; a fresh one from the operating system by default.
+        device: where rows and weights live.
+        physical_batch_size: rows in work at once; no privacy meaning.
+        augmented_images: ``(N, H, W[, 3])`` uint8 training images to flip, crop and extract at every step, in place of
+            the cached training features.
+        published_data: the data set is public: the certificate may name its digest.
+        train_metrics: also compute loss and accuracy on the private data; outside the guarantee.
+        resume: continue from here; its key replaces ``key``.
+        on_metrics: called with each epoch's row.
+        on_checkpoint: called with a checkpoint once the statistics are released and then every few seconds.
+
+    Raises:
+        UserError: plan, extractor or checkpoint do not belong to these features; features that are not finite.
+    """
+    _check_belonging(features, plan, extractor, resume)
+    begin = time.monotonic() - (resume.seconds if resume else 0.0)
+    if resume is None:
+        key = key or RandomKey.from_system()
+        normalizer, entries = release_normalizer(features, plan, extractor=extractor, key=key)
+        ledger = Ledger(entries)
+        metrics: list[dict[str, Any]] = []
+    else:
+        key = resume.key
+        normalizer = restore_normalizer(features, plan, resume.normalizer)
+        ledger = Ledger.from_json(resume.ledger)
+        metrics = list(resume.metrics)
+    head = LinearHead(normalizer, features.output_shape, len(features.class_names)).to(device).eval()
+    state = TrainingState.begin(head.classifier, plan)
+    if resume is not None:
+        state.load_state_dict(resume.training)
+
+    def load(split) -> FeatureRows:
+        return load_rows(features, split, head.normalizer, device=device, physical_batch_size=physical_batch_size)
+
+    test = load("test")
+    cached_train = load("train") if augmented_images is None or train_metrics else None
+    if augmented_images is None:
+        assert cached_train is not None
+        rows = cached_train
+    else:
+        labels = torch.from_numpy(features.labels("train")).to(device)
+        rows = AugmentedRows(augmented_images, labels, extractor.to(device), head.normalizer, key, physical_batch_size)
+
+    last_saved = -CHECKPOINT_SECONDS
+
+    def save(state: TrainingState) -> None:
+        nonlocal last_saved
+        if on_checkpoint is None or time.monotonic() - last_saved < CHECKPOINT_SECONDS:
+            return
+        on_checkpoint(
+            Checkpoint(
+                key=key,
+                dataset_fingerprint=features.dataset_fingerprint,
+                normalizer=head.normalizer.state_dict(),
+                ledger=ledger.to_json(),
+                training=state.state_dict(),
+                metrics=metrics,
+                seconds=time.monotonic() - begin,
+            )
+        )
+        last_saved = time.monotonic()
+
+    total_epsilon = finite_or_none(plan.epsilon())
+
+    def after_epoch(state: TrainingState) -> None:
+        row: dict[str, Any] = {
+            "epoch": -(-state.step // plan.steps_per_epoch),
+            "step": state.step,
+            "epsilon": _epsilon_so_far(plan, state.step, total_epsilon),
+            "test_accuracy": evaluate(head.classifier, test)[0],
+            "test_accuracy_ema": evaluate(head.classifier, test, state.average.average)[0],
+            "seconds": round(time.monotonic() - begin, 3),
+        }
+        if train_metrics:
+            assert cached_train is not None
+            accuracy, loss = evaluate(head.classifier, cached_train)
+            row |= {"train_accuracy_not_private": accuracy, "train_loss_not_private": loss}
+        metrics.append(row)
+        on_metrics(row)
+        save(state)
+
+    save(state)
+    ledger.record(train(state, rows, plan, key=key, engine=linear_engine, after_epoch=after_epoch))
+    return FitResult(
+        head=head,
+        average=state.average.average,
+        test_accuracy=metrics[-1]["test_accuracy"],
+        test_accuracy_ema=metrics[-1]["test_accuracy_ema"],
+        certificate=certify(
+            features,
+            plan,
+            ledger,
+            key=key,
+            published_data=published_data,
+            augmented=augmented_images is not None,
+            not_private=["train_accuracy_not_private", "train_loss_not_private"] if train_metrics else [],
+        ),
+        metrics=metrics,
+        seconds=time.monotonic() - begin,
+    )
+
+
+def _check_belonging(
+    features: FeatureCache, plan: TrainingPlan, extractor: Extractor, resume: Checkpoint | None
+) -> None:
+    if plan.num_examples != features.num_rows("train"):
+        raise UserError(
+            f"num_examples={plan.num_examples}: the features have {features.num_rows('train')} training rows, "
+            "make the plan for those"
+        )
+    if extractor.fingerprint != features.extractor_fingerprint:
+        raise UserError(f"extractor: {extractor.name} with this configuration did not make {features.path}")
+    if resume is not None and resume.dataset_fingerprint != features.dataset_fingerprint:
+        raise UserError("resume: the data set has changed since the run began; restore it, or start a new run")
+
+
+def _epsilon_so_far(plan: TrainingPlan, step: int, total: float | None) -> float | None:
+    """ε of the first ``step`` steps by coarse buckets: an upper bound, and never above the run's total."""
+    if total is None or step == plan.steps:
+        return total
+    return min(plan.epsilon(step, discretization=1e-3), total)

@@ -1,0 +1,147 @@
+"""The training loop: sample, clip, sum, add noise, divide by the expected batch size, step.
+
+One loop for every head and engine. It runs exactly the steps that the plan's event counts, on the batches that the
+plan's sampler draws. All randomness is a function of the run's key and the step number, so a loop that continues from
+a saved :class:`TrainingState` ends with the same weights, bit for bit, as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from scatterdp.engines import Engine, PerExampleLoss
+from scatterdp.privacy.ledger import LedgerEntry
+from scatterdp.privacy.noise import gaussian_noise
+from scatterdp.privacy.randomness import RandomKey
+from scatterdp.training.ema import MovingAverage
+from scatterdp.training.plan import TrainingPlan
+from scatterdp.training.rows import Rows
+
+
+def per_example_cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
+    """``(b, classes), (b,) -> (b,)``."""
+    return F.cross_entropy(outputs, labels, reduction="none")
+
+
+@dataclass
+class TrainingState:
+    """All that changes while training: the model, the optimizer's memory, the average, the number of steps done."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    average: MovingAverage
+    step: int = 0
+
+    @classmethod
+    def begin(cls, model: nn.Module, plan: TrainingPlan) -> TrainingState:
+        """A fresh state with the plan's optimizer."""
+        return cls(model, make_optimizer(model, plan), MovingAverage(model))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values only."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.average,
+            "step": self.step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` gave."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.average = {name: value.clone() for name, value in state["average"].items()}
+        self.step = state["step"]
+
+
+def make_optimizer(model: nn.Module, plan: TrainingPlan) -> Optimizer:
+    """The plan's torch optimizer over the model's trainable parameters."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if plan.optimizer == "Adam":
+        return torch.optim.Adam(parameters, lr=plan.lr)
+    return torch.optim.SGD(parameters, lr=plan.lr, momentum=plan.momentum, nesterov=plan.nesterov)
+
+
+def private_gradient(
+    model: nn.Module,
+    rows: Rows,
+    plan: TrainingPlan,
+    *,
+    step: int,
+    key: RandomKey,
+    engine: Engine,
+    loss: PerExampleLoss = per_example_cross_entropy,
+) -> dict[str, Tensor]:
+    """The noisy mean gradient of step ``step`` by parameter name.
+
+    **Formal guarantee.** The sum of clipped per-example gradients has L2 sensitivity C = ``plan.max_grad_norm`` over
+    all parameters together; each coordinate gets independent noise of standard deviation σ·C, so the step is one
+    Gaussian mechanism of noise multiplier σ on the sampled batch. An empty batch is a valid step: noise only. The
+    divisor is the expected batch size, a constant.
+    """
+    sums = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
+    for piece in rows.pieces(plan.selection().indices(step, key), step=step):
+        clipped = engine(
+            model, loss, piece.x, piece.y, max_grad_norm=plan.max_grad_norm, squared_norms=piece.squared_norms
+        )
+        for name, gradient in clipped.gradients.items():
+            sums[name] += gradient
+    for name, total in sums.items():
+        total += gaussian_noise(
+            tuple(total.shape),
+            noise_multiplier=plan.sigma,
+            sensitivity=plan.max_grad_norm,
+            key=key,
+            purpose=f"gradient of {name}",
+            counter=step,
+            dtype=total.dtype,
+            device=total.device,
+        )
+        total /= plan.batch_size
+    return sums
+
+
+def train(
+    state: TrainingState,
+    rows: Rows,
+    plan: TrainingPlan,
+    *,
+    key: RandomKey,
+    engine: Engine,
+    after_epoch: Callable[[TrainingState], None] = lambda state: None,
+) -> LedgerEntry:
+    """Run the plan's remaining steps; returns what all its steps cost.
+
+    Args:
+        state: changed in place.
+        rows: the private examples.
+        plan: calibrated.
+        key: the run's key, the same for the run's whole life.
+        engine: clips per example.
+        after_epoch: called after every epoch's last step and after the last step.
+    """
+    parameters = dict(state.model.named_parameters())
+    selection = plan.selection()
+    while state.step < selection.steps:
+        gradients = private_gradient(state.model, rows, plan, step=state.step, key=key, engine=engine)
+        for name, gradient in gradients.items():
+            parameters[name].grad = gradient
+        state.optimizer.step()
+        state.average.update(state.model, state.step)
+        state.step += 1
+        if state.step % plan.steps_per_epoch == 0 or state.step == selection.steps:
+            after_epoch(state)
+    details = {
+        "sampler": selection.describe(),
+        "noise_multiplier": plan.sigma,
+        "max_grad_norm": plan.max_grad_norm,
+        "noise_standard_deviation": plan.sigma * plan.max_grad_norm,
+    }
+    return LedgerEntry("training", selection.event(plan.sigma), details)

@@ -1,0 +1,199 @@
+"""A training plan: every number that decides what a run releases, resolved and frozen.
+
+The plan knows its events before anything touches private data, so a budget is checked and solved first.
+
+>>> plan = TrainingPlan(num_examples=50_000, batch_size=8192, epochs=60, lr=4.0, input_norm="BN")
+>>> plan = plan.calibrated(target_epsilon=3.0)
+>>> plan.noise_multiplier, round(plan.epsilon(), 3)
+(4.5786, 3.0)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import dp_accounting
+
+from scatterdp.config import DEFAULT_TARGET_EPSILON, BaselinesConfig
+from scatterdp.errors import ConfigError
+from scatterdp.privacy.accounting import Accountant, epsilon_of
+from scatterdp.privacy.calibration import calibrate_noise_multiplier, calibrate_steps
+from scatterdp.privacy.sampling import BatchSelection, Sampling, make_selection
+from scatterdp.privacy.statistics import statistics_event
+from scatterdp.recipes import recipe_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """What is trained and what it costs.
+
+    Args:
+        num_examples: N, public.
+        batch_size: expected batch size, 1 … N; N is full batch.
+        epochs: an epoch is ⌊N / batch_size⌋ steps.
+        lr, optimizer, momentum, nesterov: of the optimizer; no privacy meaning.
+        max_grad_norm: per-example gradient bound.
+        noise_multiplier: σ of each step; None until :meth:`calibrated`.
+        sampling: ``"poisson"`` or ``"shuffle"``.
+        input_norm: ``"BN"`` releases statistics, ``"GroupNorm"`` and ``"none"`` do not.
+        num_groups: of GroupNorm.
+        bn_noise_multiplier: σ of each statistics release.
+        delta: δ of the guarantee.
+        accountant: which ε counts.
+        max_steps: an upper limit on the steps, from a cap on ε; None for none.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    num_examples: int
+    batch_size: int
+    epochs: int
+    lr: float
+    optimizer: Literal["SGD", "Adam"] = "SGD"
+    momentum: float = 0.9
+    nesterov: bool = False
+    max_grad_norm: float = 0.1
+    noise_multiplier: float | None = None
+    sampling: Sampling = "poisson"
+    input_norm: Literal["BN", "GroupNorm", "none"] = "GroupNorm"
+    num_groups: int = 27
+    bn_noise_multiplier: float = 8.0
+    delta: float = 1e-5
+    accountant: Accountant = "pld"
+    max_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        make_selection(self.sampling, num_examples=self.num_examples, batch_size=self.batch_size, steps=1)
+        if self.epochs < 1:
+            raise ConfigError(f"epochs={self.epochs}: expected at least 1")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.num_examples // self.batch_size
+
+    @property
+    def steps(self) -> int:
+        """Optimizer updates of the whole run."""
+        steps = self.steps_per_epoch * self.epochs
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def selection(self, steps: int | None = None) -> BatchSelection:
+        """The sampler of the first ``steps`` steps (default: all)."""
+        return make_selection(
+            self.sampling,
+            num_examples=self.num_examples,
+            batch_size=self.batch_size,
+            steps=self.steps if steps is None else steps,
+        )
+
+    @property
+    def prior(self) -> dp_accounting.DpEvent:
+        """What is spent before training."""
+        if self.input_norm == "BN":
+            return statistics_event(self.bn_noise_multiplier)
+        return dp_accounting.NoOpDpEvent()
+
+    def event(self, steps: int | None = None) -> dp_accounting.DpEvent:
+        """Everything the run releases in its first ``steps`` steps (default: all).
+
+        Raises:
+            ConfigError: the plan has no noise multiplier yet.
+        """
+        return dp_accounting.ComposedDpEvent([self.prior, self.selection(steps).event(self.sigma)])
+
+    @property
+    def sigma(self) -> float:
+        """The noise multiplier.
+
+        Raises:
+            ConfigError: not calibrated yet.
+        """
+        if self.noise_multiplier is None:
+            raise ConfigError("noise_multiplier=None: give one, or call calibrated(target_epsilon=…)")
+        return self.noise_multiplier
+
+    def epsilon(self, steps: int | None = None, *, discretization: float = 1e-4) -> float:
+        """ε at ``self.delta`` of :meth:`event`."""
+        return epsilon_of(
+            self.event(steps), delta=self.delta, accountant=self.accountant, discretization=discretization
+        )
+
+    def calibrated(self, *, target_epsilon: float) -> TrainingPlan:
+        """The same plan with the smallest noise multiplier whose total stays within ``target_epsilon``.
+
+        Raises:
+            BudgetError: the statistics alone exceed it.
+        """
+        sigma = calibrate_noise_multiplier(
+            self.selection().event,
+            target_epsilon=target_epsilon,
+            target_delta=self.delta,
+            accountant=self.accountant,
+            prior=self.prior,
+        )
+        return dataclasses.replace(self, noise_multiplier=sigma)
+
+    def limited(self, *, max_epsilon: float) -> TrainingPlan:
+        """The same plan with as many of its steps as fit ``max_epsilon``.
+
+        Raises:
+            BudgetError: not even one step fits.
+        """
+        steps = calibrate_steps(
+            self.event, most=self.steps, max_epsilon=max_epsilon, delta=self.delta, accountant=self.accountant
+        )
+        return dataclasses.replace(self, max_steps=steps)
+
+
+def plan_from_config(config: BaselinesConfig, *, dataset_name: str, num_examples: int) -> TrainingPlan:
+    """Resolve flags and recipe into a plan whose noise multiplier is known (not for optim=LR, which needs none).
+
+    Raises:
+        ConfigError: flags that do not fit the data set or each other.
+        BudgetError: the budget cannot be met.
+    """
+    recipe = recipe_for(dataset_name, num_examples)
+
+    def given(name: str):
+        value = getattr(config, name)
+        return getattr(recipe, name) if value is None else value
+
+    input_norm = given("input_norm")
+    input_norm = "GroupNorm" if input_norm == "GN" else input_norm
+    for name, owner in (("bn_noise_multiplier", "BN"), ("num_groups", "GroupNorm")):
+        if getattr(config, name) is not None and input_norm != owner:
+            raise ConfigError(
+                f"{name}={getattr(config, name)}: has no effect with input_norm={input_norm}; "
+                f"leave it out or give --input_norm={owner}"
+            )
+    plan = TrainingPlan(
+        num_examples=num_examples,
+        batch_size=config.batch_size if config.batch_size is not None else min(recipe.batch_size, num_examples),
+        epochs=given("epochs"),
+        lr=given("lr"),
+        optimizer="Adam" if config.optim == "Adam" else "SGD",
+        momentum=given("momentum"),
+        nesterov=config.nesterov,
+        max_grad_norm=given("max_grad_norm"),
+        noise_multiplier=config.noise_multiplier,
+        sampling=config.sampling,
+        input_norm=input_norm,
+        num_groups=given("num_groups"),
+        bn_noise_multiplier=given("bn_noise_multiplier"),
+        delta=config.target_delta,
+        accountant=config.accountant,
+    )
+    if config.optim == "LR":
+        for name in ("noise_multiplier", "target_epsilon", "max_epsilon"):
+            if getattr(config, name) is not None:
+                raise ConfigError(f"{name}={getattr(config, name)}: has no effect with optim=LR, which is not private")
+        return plan
+    if plan.noise_multiplier is None:
+        target = DEFAULT_TARGET_EPSILON if config.target_epsilon is None else config.target_epsilon
+        plan = plan.calibrated(target_epsilon=target)
+    if config.max_epsilon is not None:
+        plan = plan.limited(max_epsilon=config.max_epsilon)
+    return plan

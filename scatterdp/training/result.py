@@ -1,0 +1,86 @@
+"""What a fit leaves, private or not, and the certificate that goes with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from scatterdp.cache import FeatureCache
+from scatterdp.heads import LinearHead
+from scatterdp.privacy.certificate import make_certificate
+from scatterdp.privacy.commitment import commitment, commitment_key
+from scatterdp.privacy.ledger import Ledger
+from scatterdp.privacy.randomness import RandomKey
+from scatterdp.training.plan import TrainingPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitResult:
+    """A trained head with its proof.
+
+    Args:
+        head: the classifier, ``(B, K, h, w)`` features → logits.
+        average: the averaged weights of ``head.classifier``, by name.
+        test_accuracy: of the last weights, in [0, 1].
+        test_accuracy_ema: of the averaged weights, in [0, 1].
+        certificate: JSON values, see :mod:`scatterdp.privacy.certificate`.
+        metrics: one row an epoch.
+        seconds: of statistics, loading, training and evaluation.
+    """
+
+    head: LinearHead
+    average: dict[str, Tensor] = field(repr=False)
+    test_accuracy: float
+    test_accuracy_ema: float
+    certificate: dict[str, Any] = field(repr=False)
+    metrics: list[dict[str, Any]] = field(repr=False)
+    seconds: float
+
+
+def certify(
+    features: FeatureCache,
+    plan: TrainingPlan,
+    ledger: Ledger,
+    *,
+    key: RandomKey,
+    published_data: bool,
+    augmented: bool,
+    not_private: list[str],
+) -> dict[str, Any]:
+    """The certificate of a run on cached features.
+
+    Args:
+        published_data: the data set is public, so its fingerprint may be named; otherwise a commitment is.
+    """
+    data: dict[str, Any] = {
+        "name": features.dataset_name,
+        "num_train": features.num_rows("train"),
+        "num_test": features.num_rows("test"),
+        "image_shape": list(features.image_shape),
+        "classes": list(features.class_names),
+    }
+    if published_data:
+        data["fingerprint"] = features.dataset_fingerprint
+    else:
+        data["commitment"] = commitment(features.dataset_fingerprint, commitment_key(features.path.parent))
+        data["commitment_is"] = "HMAC-SHA-256 of the data set's fingerprint under commitment.key of the features folder"
+    return make_certificate(
+        ledger,
+        delta=plan.delta,
+        accountant=plan.accountant,
+        adjacency=plan.selection().adjacency,
+        sampler=plan.selection().describe(),
+        key=key,
+        data=data,
+        features={
+            "extractor": features.extractor_name,
+            "config": features.extractor_config,
+            "fingerprint": features.extractor_fingerprint,
+            "shape": list(features.output_shape),
+            "dtype": features.dtype,
+            "augmented": augmented,
+        },
+        not_private=["test_accuracy", "test_accuracy_ema", "seconds", "peak_memory_bytes", *not_private],
+    )

@@ -1,0 +1,118 @@
+"""Where a training step's examples come from: rows in memory, or images extracted anew at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scatterdp.cache import FeatureCache, Split
+from scatterdp.datasets.images import to_channels_first_float
+from scatterdp.errors import UserError
+from scatterdp.extractors.base import Extractor
+from scatterdp.privacy.randomness import RandomKey
+from scatterdp.training.augmentation import random_flip_and_crop
+
+#: Rows in work at once, chosen by measurement: scripts/bench_linear_step.py prints the table.
+DEFAULT_PHYSICAL_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A physical batch: ``x (b, D)`` float32, ``y (b,)`` int64, ``squared_norms (b,)`` float32 of ``‖x‖²`` or None."""
+
+    x: Tensor
+    y: Tensor
+    squared_norms: Tensor | None
+
+
+class Rows(Protocol):
+    """Training examples by row number."""
+
+    def pieces(self, indices: np.ndarray, *, step: int) -> Iterator[Piece]:
+        """The examples of one logical batch in physical pieces; none for an empty batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """Normalised, flattened features in memory.
+
+    Args:
+        x: ``(N, D)`` float32 or float16.
+        y: ``(N,)`` int64.
+        squared_norms: ``(N,)`` float32, ``‖x‖²`` of the stored rows.
+        physical_batch_size: rows in a piece.
+    """
+
+    x: Tensor
+    y: Tensor
+    squared_norms: Tensor
+    physical_batch_size: int = DEFAULT_PHYSICAL_BATCH
+
+    def pieces(self, indices: np.ndarray, *, step: int) -> Iterator[Piece]:
+        for part in torch.from_numpy(indices).to(self.x.device).split(self.physical_batch_size):
+            if len(part):
+                yield Piece(self.x[part].float(), self.y[part], self.squared_norms[part])
+
+
+def load_rows(
+    features: FeatureCache,
+    split: Split,
+    normalizer: nn.Module,
+    *,
+    device: torch.device | str = "cpu",
+    physical_batch_size: int = DEFAULT_PHYSICAL_BATCH,
+) -> FeatureRows:
+    """Read one split into memory, normalised, in the cache's own precision.
+
+    Memory: the split once, plus one block of 512 rows.
+
+    Raises:
+        UserError: a row that is not finite after normalisation (float16 overflows at 65504).
+    """
+    rows, size = features.num_rows(split), int(np.prod(features.output_shape))
+    x = torch.empty(rows, size, dtype=getattr(torch, features.dtype), device=device)
+    squared_norms = torch.empty(rows, device=device)
+    with torch.inference_mode():
+        for start, block in features.iter_rows(split, 512):
+            values = normalizer(torch.from_numpy(block).to(device).float()).flatten(1).to(x.dtype)
+            norms = values.float().square().sum(1)
+            if not norms.isfinite().all():
+                raise UserError(
+                    f"features of the {split} split: row {start + int((~norms.isfinite()).nonzero()[0])} is not finite "
+                    f"after normalisation in {features.dtype}; use --feature_dtype=float32 or another --input_norm"
+                )
+            x[start : start + len(values)] = values
+            squared_norms[start : start + len(values)] = norms
+    y = torch.from_numpy(features.labels(split)).to(device)
+    return FeatureRows(x, y, squared_norms, physical_batch_size)
+
+
+@dataclass(frozen=True)
+class AugmentedRows:
+    """Images, randomly flipped and cropped, extracted and normalised at each step: features are never stored.
+
+    The augmentation of an example depends on the key, the step and the example's row: never on another example.
+    """
+
+    images: np.ndarray
+    y: Tensor
+    extractor: Extractor
+    normalizer: nn.Module
+    key: RandomKey
+    physical_batch_size: int = DEFAULT_PHYSICAL_BATCH
+
+    def pieces(self, indices: np.ndarray, *, step: int) -> Iterator[Piece]:
+        generator = self.key.generator("augmentation", counter=step)
+        device = self.y.device
+        for start in range(0, len(indices), self.physical_batch_size):
+            part = indices[start : start + self.physical_batch_size]
+            images = random_flip_and_crop(to_channels_first_float(self.images[part]), generator)
+            with torch.inference_mode():
+                x = self.normalizer(self.extractor(torch.from_numpy(images).to(device))).flatten(1)
+            yield Piece(x.clone(), self.y[torch.from_numpy(part).to(device)], None)

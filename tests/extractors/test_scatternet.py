@@ -1,0 +1,233 @@
+"""ScatterNet against Kymatio: frozen float64 results of its NumPy frontend, the same live, and closed forms."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from kymatio.scattering2d.frontend.numpy_frontend import ScatteringNumPy2D
+from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
+
+from scatterdp.datasets.images import to_channels_first_float
+from scatterdp.errors import ConfigError, UserError
+from scatterdp.extractors import EXTRACTORS, make_extractor, scatternet
+from scatterdp.extractors.scatternet import IMAGENET_MEAN, IMAGENET_STD, ScatterNet, ScatterNetConfig, default_config
+from scatterdp.extractors.synthetic import dead_leaves
+
+DATA = Path(__file__).parents[1] / "data"
+ROOT = Path(__file__).parents[2]
+
+
+def reference(images: np.ndarray, config: ScatterNetConfig) -> np.ndarray:
+    """Kymatio's NumPy frontend in float64 on (B, C, H, W); the frozen files hold its result, rounded to float32."""
+    x = images.astype(np.float64)
+    if config.normalize == "imagenet":
+        x = (x - np.reshape(IMAGENET_MEAN, (-1, 1, 1))) / np.reshape(IMAGENET_STD, (-1, 1, 1))
+    transform = ScatteringNumPy2D(config.J, x.shape[2:], L=config.L, max_order=config.max_order)
+    coefficients = transform(x)
+    return coefficients.reshape(len(x), -1, *coefficients.shape[-2:])
+
+
+def made_images(count: int, shape: tuple[int, int, int], seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(dead_leaves(count, shape, seed=seed))
+
+
+@pytest.mark.parametrize(
+    ("name", "input_shape", "output_shape"),
+    [("mnist", (1, 28, 28), (81, 7, 7)), ("cifar10", (3, 32, 32), (243, 8, 8))],
+)
+def test_published_shapes_equal_the_frozen_float64_reference(name, input_shape, output_shape):
+    with np.load(DATA / f"scatternet_{name}.npz") as data:
+        images, expected = data["images"], data["features"]
+    assert images.dtype == np.uint8
+    extractor = make_extractor("scatternet", input_shape)
+    assert extractor.output_shape == output_shape
+    features = extractor(torch.from_numpy(to_channels_first_float(images)))
+    assert features.dtype == torch.float32
+    assert features.shape == (len(images), *output_shape)
+    np.testing.assert_allclose(features.numpy(), expected, rtol=0, atol=1e-5)
+    # The frozen numbers are not the shape's accident: another picture's features are far away.
+    assert np.abs(features.numpy()[::-1] - expected).max() > 0.1
+    np.testing.assert_allclose(
+        reference(to_channels_first_float(images), default_config(input_shape)), expected, rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "config"),
+    [
+        ((1, 8, 8), ScatterNetConfig(J=1, L=4)),
+        ((1, 8, 8), ScatterNetConfig(J=3, L=3)),
+        ((1, 4, 9), ScatterNetConfig()),
+        ((2, 17, 23), ScatterNetConfig(J=2, L=6)),
+        ((3, 12, 20), ScatterNetConfig(normalize="imagenet")),
+        ((3, 12, 20), ScatterNetConfig()),
+        ((3, 24, 16), ScatterNetConfig(J=3, L=2, max_order=1, normalize="imagenet")),
+    ],
+    ids=str,
+)
+def test_other_shapes_and_configurations_equal_kymatio(shape, config):
+    images = made_images(3, shape)
+    extractor = ScatterNet(config, shape)
+    features = extractor(images)
+    assert features.shape[1:] == extractor.output_shape
+    np.testing.assert_allclose(features.numpy(), reference(images.numpy(), config), rtol=0, atol=1e-5)
+
+
+def test_equals_kymatios_torch_frontend():
+    images = made_images(2, (1, 28, 28))
+    expected = ScatteringTorch2D(2, (28, 28))(images)[:, 0]
+    assert (make_extractor("scatternet", (1, 28, 28))(images) - expected).abs().max() < 1e-5
+
+
+def test_a_constant_image_has_its_value_at_order_zero_and_nothing_above():
+    extractor = ScatterNet(ScatterNetConfig(), (2, 16, 16))
+    images = torch.tensor([0.25, 0.75]).view(1, 2, 1, 1).expand(1, 2, 16, 16)
+    features = extractor(images)[0]
+    orders = torch.tensor(extractor.channel_orders)
+    assert orders.tolist() == ([0] + [1] * 16 + [2] * 64) * 2
+    torch.testing.assert_close(features[orders == 0][0], torch.full((4, 4), 0.25), rtol=1e-4, atol=0)
+    torch.testing.assert_close(features[orders == 0][1], torch.full((4, 4), 0.75), rtol=1e-4, atol=0)
+    assert features[orders > 0].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("config", [ScatterNetConfig(J=3, L=4), ScatterNetConfig(J=2, L=5, max_order=1)], ids=str)
+def test_channel_orders_are_kymatios(config):
+    paths = ScatteringTorch2D(config.J, (16, 16), L=config.L, max_order=config.max_order, out_type="list")(
+        torch.zeros(1, 16, 16)
+    )
+    assert ScatterNet(config, (1, 16, 16)).channel_orders == tuple(len(path["j"]) for path in paths)
+
+
+def test_is_homogeneous_of_degree_one_without_normalisation():
+    extractor = make_extractor("scatternet", (1, 16, 16))
+    images = made_images(2, (1, 16, 16))
+    torch.testing.assert_close(extractor(images / 4), extractor(images) / 4, rtol=1e-4, atol=1e-6)
+
+
+def test_rgb_is_normalised_by_imagenets_constants_and_grey_is_not():
+    assert default_config((3, 32, 32)) == ScatterNetConfig(normalize="imagenet")
+    assert default_config((1, 28, 28)) == ScatterNetConfig(normalize="none")
+    mean_colour = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1).expand(1, 3, 8, 8)
+    assert make_extractor("scatternet", (3, 8, 8))(mean_colour).abs().max() < 1e-5
+    assert make_extractor("scatternet", (3, 8, 8), normalize="none")(mean_colour).abs().max() > 0.4
+
+
+def test_is_deterministic_and_each_row_depends_on_its_image_alone():
+    extractor = make_extractor("scatternet", (3, 12, 12))
+    images = made_images(5, (3, 12, 12))
+    together = extractor(images)
+    assert torch.equal(together, extractor(images))
+    alone = torch.cat([extractor(images[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(alone, together, rtol=0, atol=1e-6)
+    assert torch.equal(extractor(images.flip(0)).flip(0), together)
+
+
+def test_features_carry_no_gradient_but_a_head_can_train_on_them():
+    features = make_extractor("scatternet", (1, 8, 8))(made_images(2, (1, 8, 8)).requires_grad_())
+    assert not features.requires_grad
+    head = torch.nn.Linear(features[0].numel(), 2)
+    head(features.flatten(1)).sum().backward()
+    assert head.weight.grad is not None
+
+
+def test_any_floating_type_and_memory_layout_gives_the_same_float32():
+    extractor = make_extractor("scatternet", (3, 8, 8))
+    images = made_images(2, (3, 8, 8))
+    expected = extractor(images)
+    for other in (images.double(), images.contiguous(memory_format=torch.channels_last)):
+        assert torch.equal(extractor(other), expected)
+    assert extractor(images[:0]).shape == (0, 243, 2, 2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_equals_cpu():
+    images = made_images(4, (3, 32, 32))
+    expected = make_extractor("scatternet", (3, 32, 32))(images)
+    on_gpu = make_extractor("scatternet", (3, 32, 32)).to("cuda")(images)
+    assert on_gpu.device.type == "cuda"
+    assert (on_gpu.cpu() - expected).abs().max() < 1e-5
+
+
+def test_to_moves_in_place_and_returns_the_extractor():
+    extractor = make_extractor("scatternet", (1, 8, 8))
+    assert extractor.to("cpu") is extractor
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(2, 1, 8, 9), r"images of shape \(2, 1, 8, 9\): expected \(B, 1, 8, 8\)"),
+        (torch.zeros(1, 8, 8), r"images of shape \(1, 8, 8\)"),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "images of type torch.uint8: expected floating point"),
+        (torch.full((2, 1, 8, 8), 255.0), r"values from 255 to 255, expected \[0, 1\]"),
+        (torch.full((2, 1, 8, 8), -0.5), r"values from -0.5 to -0.5, expected \[0, 1\]"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(images, message):
+    with pytest.raises(UserError, match=message):
+        make_extractor("scatternet", (1, 8, 8))(images)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_are_refused_by_image(value):
+    images = made_images(4, (1, 8, 8))
+    images[2, 0, 3, 3] = value
+    with pytest.raises(UserError, match="NaN or infinity in image 2 of the batch"):
+        make_extractor("scatternet", (1, 8, 8))(images)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"J": 0}, "J=0: expected an integer ≥ 1"),
+        ({"J": 2.0}, "J=2.0: expected an integer ≥ 1"),
+        ({"L": True}, "L=True: expected an integer ≥ 1"),
+        ({"L": -8}, "L=-8: expected an integer ≥ 1"),
+        ({"max_order": 3}, "max_order=3: expected 1 or 2"),
+        ({"max_order": 0}, "max_order=0: expected 1 or 2"),
+        ({"normalize": "cifar"}, "normalize='cifar': expected 'imagenet'"),
+        ({"normalize": "imagenet"}, "normalize='imagenet': expected RGB images .* these have 1"),
+        ({"J": 4}, r"J=4: expected images of at least 2\^J = 16 pixels a side, these have 8×8; take a smaller J"),
+        ({"scale": 2}, "scale=2: scatternet has no such setting, expected one of J, L, max_order, normalize"),
+    ],
+)
+def test_configurations_out_of_range_are_refused(config, message):
+    with pytest.raises(ConfigError, match=message):
+        make_extractor("scatternet", (1, 8, 8), **config)
+
+
+def test_an_unknown_extractor_is_refused():
+    with pytest.raises(ConfigError, match="extractor='wavelets': expected one of .*scatternet"):
+        make_extractor("wavelets", (1, 8, 8))
+
+
+def test_the_fingerprint_changes_with_all_that_changes_the_numbers_and_with_nothing_else(monkeypatch):
+    shape = (3, 16, 16)
+    base = make_extractor("scatternet", shape)
+    assert len(base.fingerprint) == 64
+    assert base.fingerprint == make_extractor("scatternet", shape).to("cpu").fingerprint
+    others = [
+        make_extractor("scatternet", shape, J=1),
+        make_extractor("scatternet", shape, L=4),
+        make_extractor("scatternet", shape, max_order=1),
+        make_extractor("scatternet", shape, normalize="none"),
+        make_extractor("scatternet", (3, 16, 20)),
+    ]
+    monkeypatch.setattr(scatternet, "IMAGENET_MEAN", (0.5, 0.5, 0.5))
+    others.append(make_extractor("scatternet", shape))
+    monkeypatch.undo()
+    fingerprints = {other.fingerprint for other in others}
+    monkeypatch.setattr(scatternet, "version", lambda name: "99.0")
+    fingerprints.add(make_extractor("scatternet", shape).fingerprint)
+    assert len(fingerprints | {base.fingerprint}) == 8
+
+
+def test_importing_the_package_imports_no_extractors_library():
+    assert "scatternet" in EXTRACTORS
+    assert importlib.util.find_spec("kymatio") is not None
+    code = "import scatterdp.extractors, sys; sys.exit(any(name in sys.modules for name in ('kymatio', 'torch')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
