@@ -24,12 +24,13 @@ class Recipe:
     bn_noise_multiplier: float = 8.0
     momentum: float = 0.9
     max_grad_norm: float = 0.1
+    mirror: bool = False
 
 
 RECIPES: dict[str, Recipe] = {
     "mnist": Recipe(batch_size=4096, lr=8, epochs=40, input_norm="BN"),
     "fmnist": Recipe(batch_size=8192, lr=16, epochs=40, input_norm="GroupNorm"),
-    "cifar10": Recipe(batch_size=8192, lr=4, epochs=60, input_norm="BN"),
+    "cifar10": Recipe(batch_size=8192, lr=4, epochs=60, input_norm="BN", mirror=True),
     "digits": Recipe(batch_size=512, lr=4, epochs=30, input_norm="GroupNorm"),
 }
 

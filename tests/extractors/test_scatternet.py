@@ -201,7 +201,7 @@ def test_configurations_out_of_range_are_refused(config, message):
 
 
 def test_an_unknown_extractor_is_refused():
-    with pytest.raises(ConfigError, match="extractor='wavelets': expected one of .*scatternet"):
+    with pytest.raises(ConfigError, match=r"extractor='wavelets': expected one of .*scatternet"):
         make_extractor("wavelets", (1, 8, 8))
 
 
