@@ -16,6 +16,7 @@ order of events. ``features/README.md`` describes the schema.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -24,11 +25,11 @@ import logging
 import math
 import os
 import re
+import shlex
 import shutil
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
@@ -102,7 +103,8 @@ def companion_paths(path: Path) -> tuple[Path, ...]:
 
 
 def _remedy(path: Path) -> str:
-    return f"remove it with `python -m scatterdp cache rm --features_dir={path.parent} {path.name}` and extract again"
+    arguments = shlex.join([f"--features_dir={path.parent}", path.name])
+    return f"remove it with `python -m scatterdp cache rm {arguments}` and extract again"
 
 
 # ---------------------------------------------------------------- reading
@@ -388,7 +390,7 @@ def _squared_norms(rows: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------- the writer's lock
 
 
-@contextmanager
+@contextlib.contextmanager
 def writer_lock(path: Path, *, timeout: float = 0.0) -> Iterator[None]:
     """Hold the writer's lock of the cache at ``path``. A dead process holds no lock.
 
@@ -660,14 +662,19 @@ class _Writer:
         done = self._read_journal(places)
         if any(done.values()):
             logger.info("%s: going on after %s rows", self.partial.name, done)
-        total, before = sum(place.rows for place in places.values()), sum(done.values())
-        with (
-            open(self.partial, "r+b", buffering=0) as file,
-            tqdm(total=total, initial=before, desc=self.path.stem, unit="img", disable=not progress) as bar,
-        ):
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(open(self.partial, "r+b", buffering=0))
+            bar = None
+            if progress:  # a hidden bar is not free of risk: it takes a lock that forked processes share
+                total = sum(place.rows for place in places.values())
+                bar = stack.enter_context(
+                    tqdm(total=total, initial=sum(done.values()), desc=self.path.stem, unit="img")
+                )
             try:
                 for split in SPLITS:
-                    self._write_split(file, split, places[split], done, batch_size, bar)
+                    for rows in self._write_split(file, split, places[split], done, batch_size):
+                        if bar is not None:
+                            bar.update(rows)
             finally:  # also after Ctrl-C or an error: keep what is complete
                 self._write_journal(file, done)
         os.replace(self.partial, self.path)
@@ -761,8 +768,9 @@ class _Writer:
     # ------------------------------------------------ the rows
 
     def _write_split(
-        self, file: BinaryIO, split: Split, place: _Place, done: dict[Split, int], batch_size: int | None, bar: tqdm
-    ) -> None:
+        self, file: BinaryIO, split: Split, place: _Place, done: dict[Split, int], batch_size: int | None
+    ) -> Iterator[int]:
+        """Write what is missing of a split; yields the number of rows after each step."""
         images = self.dataset.split(split)[0]
         batch_size = batch_size or place.rows_per_chunk
         # Whole chunks that a batch fills: a batch never begins inside a chunk that another run may have ended in.
@@ -777,10 +785,10 @@ class _Writer:
             for first in range(start, stop, place.rows_per_chunk):
                 self._write_chunk(file, place, first, features[first - start : first - start + place.rows_per_chunk])
             done[split] = stop
-            bar.update(stop - start)
             if time.monotonic() - written >= _JOURNAL_SECONDS:
                 self._write_journal(file, done)
                 written = time.monotonic()
+            yield stop - start
 
     def _extract(self, images: np.ndarray, split: Split, first_row: int) -> np.ndarray:
         """Features ``(B, K, h, w)`` of a batch in the stored type; refuses what is not finite."""

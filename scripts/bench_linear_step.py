@@ -89,7 +89,9 @@ def main(options: Options) -> None:
 
     print("\nphysical batch: private step, plain torch step (ms, medians)")
     sizes = (32, 64, 128, 256, 512, 1024, 2048, 8192)
-    sides = {f"private {b}": step(private, linear_engine, b) for b in sizes} | {f"torch {b}": torch_step(b) for b in sizes}
+    sides = {f"private {b}": step(private, linear_engine, b) for b in sizes} | {
+        f"torch {b}": torch_step(b) for b in sizes
+    }
     medians = measure(sides, options.repeats)
     for b in sizes:
         print(f"{b:>6}  {1e3 * medians[f'private {b}']:8.0f}  {1e3 * medians[f'torch {b}']:8.0f}")

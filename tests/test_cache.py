@@ -8,6 +8,7 @@ import filecmp
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
 import random
 import resource
@@ -26,6 +27,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tqdm import tqdm
 
 from scatterdp import cache as cache_module
 from scatterdp.cache import (
@@ -235,7 +237,8 @@ def test_the_scatternet_end_to_end(tmp_path):
     with extract_features(dataset, extractor, features_dir=tmp_path) as cache:
         expected = extractor(torch.from_numpy(to_channels_first_float(images))).numpy()
         np.testing.assert_allclose(cache.read("train", [0, 1, 2]), expected, rtol=0, atol=1e-6)
-        assert cache.extractor_config == {"J": 2, "L": 8, "max_order": 2, "normalize": "imagenet"}
+        assert cache.extractor_config == dataclasses.asdict(extractor.config)
+        assert (cache.extractor_config["J"], cache.extractor_config["normalize"]) == (2, "imagenet")
         verify(cache.path)
 
 
@@ -288,6 +291,16 @@ def test_a_second_call_extracts_nothing(tmp_path):
     with extract_features(DATASET, second, features_dir=tmp_path) as cache:
         assert cache.num_rows("train") == 61
     assert second.images == 0
+
+
+def test_progress_is_shown_on_request_and_counts_from_where_it_resumes(tmp_path, capsys):
+    interrupted(tmp_path)
+    assert capsys.readouterr() == ("", "")
+    extract_features(DATASET, Rows(), features_dir=tmp_path, progress=True).close()
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert "40/83" in error
+    assert "83/83" in error
 
 
 def test_reading_imports_no_torch():
@@ -562,11 +575,11 @@ def test_a_journal_without_its_partial_file_counts_for_nothing(tmp_path):
 # ---------------------------------------------------------------- locks
 
 
-def hold_lock(path: Path, ready: Path) -> None:
+def hold_lock(path: Path, ready: Path, seconds: float = 60) -> None:
     path.parent.mkdir(exist_ok=True)
     with writer_lock(path):
         ready.touch()
-        time.sleep(60)
+        time.sleep(seconds)
 
 
 def test_a_live_writer_keeps_others_out_and_a_dead_one_does_not(shared_cache, tmp_path):
@@ -584,6 +597,37 @@ def test_a_live_writer_keeps_others_out_and_a_dead_one_does_not(shared_cache, tm
     assert lock_owner(path) is None
     extract_features(DATASET, extractor, features_dir=path.parent).close()
     assert extractor.images == 83
+
+
+def test_a_lock_held_for_an_instant_is_no_error(shared_cache, tmp_path):
+    path, ready = tmp_path / "features" / shared_cache.name, tmp_path / "ready"
+    child = Child(lambda: hold_lock(path, ready, seconds=0.05))
+    wait_until(ready.exists)
+    extract_features(DATASET, Rows(), features_dir=path.parent).close()
+    assert child.wait() == {"result": None}
+
+
+def test_a_killed_process_that_held_the_progress_bars_lock_blocks_nobody(tmp_path):
+    # tqdm's lock is shared by forked processes, and stays held when its holder is killed.
+    def poisoned() -> int:
+        tqdm.set_lock(multiprocessing.RLock())
+
+        def die() -> None:
+            tqdm.get_lock().acquire()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        assert Child(die).wait() == {}
+        extractor = Rows()
+        extract_features(DATASET, extractor, features_dir=tmp_path).close()
+        return extractor.images
+
+    child = Child(poisoned)
+    try:
+        wait_until(lambda: bool(list(tmp_path.glob("*.h5"))))
+    except AssertionError:
+        child.signal(signal.SIGKILL)
+        raise
+    assert child.wait() == {"result": 83}
 
 
 def test_who_waits_for_the_lock_takes_what_the_other_has_published(shared_cache, tmp_path):

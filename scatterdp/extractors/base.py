@@ -87,8 +87,8 @@ def fingerprint(
             record it beside the fingerprint.
 
     >>> from scatterdp.extractors.scatternet import ScatterNetConfig
-    >>> fingerprint("A", ScatterNetConfig(), (1, 8, 8), preprocessing={}, versions={"library": "1"})[:8]
-    '049de92b'
+    >>> len(fingerprint("A", ScatterNetConfig(), (1, 8, 8), preprocessing={}, versions={"library": "1"}))
+    64
     """
     parts = {
         "class": name,

@@ -3,7 +3,9 @@
     S₀x = x ⋆ φ,   S₁x = |x ⋆ ψ_{j₁θ₁}| ⋆ φ,   S₂x = ||x ⋆ ψ_{j₁θ₁}| ⋆ ψ_{j₂θ₂}| ⋆ φ   (j₁ < j₂)
 
 subsampled by 2^J, each colour channel on its own (Bruna & Mallat 2013; Oyallon & Mallat 2015; under differential
-privacy Tramèr & Boneh 2021). Filters and transform are Kymatio's (Andreux et al. 2020).
+privacy Tramèr & Boneh 2021). Filters are Kymatio's (Andreux et al. 2020). On a CPU
+the transform is :mod:`scatterdp.extractors.scattering_kernel` where a C++ compiler is found, else Kymatio's; on CUDA it is
+Kymatio's. The numbers agree to 1e-5.
 
 **Mirror folding** (``mirror=True``). Scattering nearly commutes with mirroring: orientation θ becomes -θ and column i of the
 grid becomes column w - i. (Grid point i sits at pixel 2^J·i, so the mirror image's point sits one pixel beside it; column 0
@@ -15,6 +17,7 @@ a private gradient of the same signal. It is a fixed function of one image.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -27,6 +30,9 @@ from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
 
 from scatterdp.errors import ConfigError
 from scatterdp.extractors.base import check_images, fingerprint
+from scatterdp.extractors.scattering_kernel import KernelUnavailableError, ScatteringKernel
+
+logger = logging.getLogger(__name__)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -117,9 +123,9 @@ class ScatterNet:
         self.config = config
         self.input_shape = (channels, height, width)
         self._scattering = ScatteringTorch2D(config.J, (height, width), L=config.L, max_order=config.max_order)
-        self._fold = _MirrorFold(config, channels, width // 2**config.J) if config.mirror else None
-        columns = width // 2**config.J if self._fold is None else len(self._fold.columns)
-        self.output_shape = (len(self.channel_orders), height // 2**config.J, columns)
+        grid = (height // 2**config.J, width // 2**config.J)
+        self._fold = _MirrorFold(config, channels, *grid) if config.mirror else None
+        self.output_shape = (len(self.channel_orders), *grid) if self._fold is None else self._fold.shape
         rgb_constants = config.normalize == "imagenet"
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if rgb_constants else ((0.0,) * channels, (1.0,) * channels)
         self.fingerprint = fingerprint(
@@ -151,37 +157,59 @@ class ScatterNet:
         if len(images) == 0:  # some FFT libraries refuse it
             return images.new_empty((0, *self.output_shape))
         normalised = ((images - self._mean) / self._std).contiguous()
-        features = self._scattering(normalised).flatten(1, 2)
+        if self._mean.device.type == "cpu" and self._kernel is not None:
+            coefficients = self._kernel(normalised.flatten(0, 1)).unflatten(0, images.shape[:2])
+        else:
+            coefficients = self._scattering(normalised)
+        features = coefficients.flatten(1, 2)
         return features if self._fold is None else self._fold(features)
+
+    @cached_property
+    def _kernel(self) -> ScatteringKernel | None:
+        try:
+            return ScatteringKernel(self._scattering)
+        except KernelUnavailableError as error:
+            logger.warning("scatternet: %s; Kymatio's own transform takes its place, many times slower", error)
+            return None
 
     def to(self, device: torch.device | str) -> Self:
         """Move filters and constants to a device, in place."""
         self._scattering.to(device)
         self._mean, self._std = self._mean.to(device), self._std.to(device)
+        if self._fold is not None:
+            self._fold.to(device)
         return self
 
 
 class _MirrorFold:
-    """Coordinates of the projection on features that are equal to their mirrored selves."""
+    """Coordinates of the projection on features that are equal to their mirrored selves: a weighted sum of two gathers."""
 
-    def __init__(self, config: ScatterNetConfig, colours: int, width: int) -> None:
+    def __init__(self, config: ScatterNetConfig, colours: int, height: int, width: int) -> None:
         turned = [_mirrored_orientation(theta, config.L) for theta in range(config.L)]
-        one_colour = _mirrored_channels(config, turned)
-        self.channels = [colour * len(one_colour) + k for colour in range(colours) for k in one_colour]
-        self.columns = list(range(width // 2 + 1))
-        self.partners = [0, *(width - i for i in self.columns[1:])]
+        one_colour = torch.tensor(_mirrored_channels(config, turned))
+        channels = torch.cat([colour * len(one_colour) + one_colour for colour in range(colours)])
+        columns = torch.arange(width // 2 + 1)
+        partners = torch.where(columns == 0, 0, width - columns)
+        # Two columns become one: √½ keeps lengths. A column that is its own partner stays, once for a channel and once for
+        # the channel's mirror. Column 0 has no partner on the grid and stays as it is.
+        own = torch.where(columns == 0, 1.0, torch.where(columns == partners, 0.5, 0.5**0.5))
+        self.shape = (len(channels), height, len(columns))
+        position = torch.arange(len(channels) * height * width).view(len(channels), height, width)
+        self._own = position[:, :, columns].flatten()
+        self._mirrored = position[channels][:, :, partners].flatten()
+        self._own_weight = own.expand(self.shape).flatten()
+        self._mirrored_weight = torch.where(columns == 0, 0.0, own).expand(self.shape).flatten()
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """``(B, K, h, w) -> (B, K, h, ⌊w/2⌋ + 1)``."""
-        folded = features[..., self.columns]
-        mirrored = features[:, self.channels][..., self.partners]
-        for i, partner in zip(self.columns, self.partners, strict=True):
-            if i == 0:
-                continue  # column 0 has no partner on the grid and stays as it is
-            # Two columns become one: √½ keeps lengths. A column that is its own partner stays two (k and its mirror).
-            weight = 0.5 if i == partner else 0.5**0.5
-            folded[..., i] = weight * (folded[..., i] + mirrored[..., i])
-        return folded
+        flat = features.flatten(1)
+        folded = flat.index_select(1, self._own).mul_(self._own_weight)
+        folded.addcmul_(flat.index_select(1, self._mirrored), self._mirrored_weight)
+        return folded.unflatten(1, self.shape)
+
+    def to(self, device: torch.device | str) -> None:
+        for name in ("_own", "_mirrored", "_own_weight", "_mirrored_weight"):
+            setattr(self, name, getattr(self, name).to(device))
 
 
 def _mirrored_orientation(theta: int, L: int) -> int:

@@ -57,6 +57,14 @@ class RandomKey:
         """:meth:`from_system` when ``seed`` is None, else :meth:`from_seed`."""
         return cls.from_system() if seed is None else cls.from_seed(seed)
 
+    def bound_to(self, context: str) -> RandomKey:
+        """The key of one context (data, plan): another context, an independent key.
+
+        Two runs from one seed that differ in a learning rate, a clipping bound or a single example must not share
+        their noise: subtracting their releases would cancel it.
+        """
+        return RandomKey(hashlib.sha256(self.secret + b"bound to " + context.encode()).digest(), self.seed)
+
     def words(self, purpose: str, *, counter: int, count: int) -> np.ndarray:
         """``(count,)`` uniform uint64, a function of the key, the purpose and the counter alone."""
         message = self.secret + counter.to_bytes(8, "little") + purpose.encode()

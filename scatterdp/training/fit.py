@@ -48,7 +48,8 @@ def fit(
         features: cached features of the train and test split.
         plan: a calibrated plan for ``features.num_rows("train")`` examples.
         extractor: the one that made ``features``; it pushes synthetic images through for the bounds of ``BN``.
-        key: random key; a fresh one from the operating system by default.
+        key: random key; a fresh one from the operating system by default. It is bound to the plan and the data, so that
+            no two different runs share noise.
         device: where rows and weights live.
         physical_batch_size: rows in work at once; no privacy meaning.
         augmented_images: ``(N, H, W[, 3])`` uint8 training images to flip, crop and extract at every step, in place of
@@ -65,7 +66,7 @@ def fit(
     _check_belonging(features, plan, extractor, resume)
     begin = time.monotonic() - (resume.seconds if resume else 0.0)
     if resume is None:
-        key = key or RandomKey.from_system()
+        key = (key or RandomKey.from_system()).bound_to(_context(features, plan))
         normalizer, entries = release_normalizer(features, plan, extractor=extractor, key=key)
         ledger = Ledger(entries)
         metrics: list[dict[str, Any]] = []
@@ -162,6 +163,10 @@ def _check_belonging(
         raise UserError(f"extractor: {extractor.name} with this configuration did not make {features.path}")
     if resume is not None and resume.dataset_fingerprint != features.dataset_fingerprint:
         raise UserError("resume: the data set has changed since the run began; restore it, or start a new run")
+
+
+def _context(features: FeatureCache, plan: TrainingPlan) -> str:
+    return repr((features.dataset_fingerprint, features.extractor_fingerprint, features.dtype, plan))
 
 
 def _epsilon_so_far(plan: TrainingPlan, step: int, total: float | None) -> float | None:

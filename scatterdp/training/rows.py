@@ -15,7 +15,7 @@ from scatterdp.datasets.images import to_channels_first_float
 from scatterdp.errors import UserError
 from scatterdp.extractors.base import Extractor
 from scatterdp.privacy.randomness import RandomKey
-from scatterdp.training.augmentation import random_flip_and_crop
+from scatterdp.training.augmentation import flip_and_crop
 
 #: Rows in work at once, chosen by measurement: scripts/bench_linear_step.py prints the table.
 DEFAULT_PHYSICAL_BATCH = 256
@@ -108,11 +108,12 @@ class AugmentedRows:
     physical_batch_size: int = DEFAULT_PHYSICAL_BATCH
 
     def pieces(self, indices: np.ndarray, *, step: int) -> Iterator[Piece]:
-        generator = self.key.generator("augmentation", counter=step)
+        # Drawn for every row, in the batch or not, so that no example's draw moves with another's.
+        draws = self.key.generator("augmentation", counter=step).random((len(self.images), 3))
         device = self.y.device
         for start in range(0, len(indices), self.physical_batch_size):
             part = indices[start : start + self.physical_batch_size]
-            images = random_flip_and_crop(to_channels_first_float(self.images[part]), generator)
-            with torch.inference_mode():
+            images = flip_and_crop(to_channels_first_float(self.images[part]), draws[part])
+            with torch.no_grad():
                 x = self.normalizer(self.extractor(torch.from_numpy(images).to(device))).flatten(1)
-            yield Piece(x.clone(), self.y[torch.from_numpy(part).to(device)], None)
+            yield Piece(x, self.y[torch.from_numpy(part).to(device)], None)

@@ -1,0 +1,130 @@
+"""Shared by all tests: one thread, a small data set with a light extractor, and the features of the digits."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pytest
+import torch
+
+from scatterdp.cache import FeatureCache, extract_features
+from scatterdp.datasets import Dataset, load_dataset
+from scatterdp.extractors import make_extractor
+from scatterdp.extractors.base import Extractor, fingerprint
+from scatterdp.privacy import accounting
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small matrices: threads cost more than they give."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+_known_epsilons: dict[Any, float] = {}
+
+
+@pytest.fixture
+def accounting_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many runs of one plan: ε, a pure function of the event, is computed once for all of them."""
+    compute = accounting.epsilon_of
+
+    @functools.wraps(compute)
+    def epsilon_of(event, **arguments) -> float:
+        question = (repr(event), tuple(sorted(arguments.items())))
+        if question not in _known_epsilons:
+            _known_epsilons[question] = compute(event, **arguments)
+        return _known_epsilons[question]
+
+    for user in ("scatterdp.privacy.ledger", "scatterdp.training.plan", "scatterdp.baselines"):
+        monkeypatch.setattr(f"{user}.epsilon_of", epsilon_of)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TexturesConfig:
+    gain: float = 1.0
+
+
+class Textures:
+    """Six fixed maps of the image, each averaged over blocks of 4×4 pixels: ``(1, 8, 8)`` to ``(6, 2, 2)``."""
+
+    name = "textures"
+    input_shape: tuple[int, int, int] = (1, 8, 8)
+    output_shape: tuple[int, int, int] = (6, 2, 2)
+
+    def __init__(self, gain: float = 1.0) -> None:
+        self.config = TexturesConfig(gain=gain)
+        self.fingerprint = fingerprint("Textures", self.config, self.input_shape, preprocessing={}, versions={})
+
+    @torch.inference_mode()
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        across = (images - images.roll(1, 3)).abs()
+        down = (images - images.roll(1, 2)).abs()
+        maps = torch.cat([images, 1 - images, images**2, across, down, across * down], dim=1)
+        return self.config.gain * torch.nn.functional.avg_pool2d(maps, 4)
+
+    def to(self, device: torch.device | str) -> Self:
+        return self
+
+
+@pytest.fixture(scope="session")
+def small_dataset() -> Dataset:
+    """60 training and 24 test images of three classes: bright above, bright below, bright at the left."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(84) % 3
+    images = rng.integers(0, 160, (84, 8, 8), dtype=np.uint8)
+    images[labels == 0, :4] += 70
+    images[labels == 1, 4:] += 70
+    images[labels == 2, :, :4] += 70
+    return Dataset(
+        name="small",
+        x_train=images[:60],
+        y_train=labels[:60],
+        x_test=images[60:],
+        y_test=labels[60:],
+        class_names=("above", "below", "left"),
+    )
+
+
+@pytest.fixture(scope="session")
+def small_extractor() -> Extractor:
+    return Textures()
+
+
+@pytest.fixture(scope="session")
+def other_extractor() -> Extractor:
+    """Of the same kind and shape as ``small_extractor``, with another configuration."""
+    return Textures(gain=2.0)
+
+
+@pytest.fixture(scope="session")
+def small_features(
+    small_dataset: Dataset, small_extractor: Extractor, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FeatureCache]:
+    folder = tmp_path_factory.mktemp("small_features")
+    with extract_features(small_dataset, small_extractor, features_dir=folder) as features:
+        yield features
+
+
+@pytest.fixture(scope="session")
+def digits_features_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the cached ScatterNet features of the digits."""
+    folder = tmp_path_factory.mktemp("features")
+    dataset = load_dataset("digits")
+    extract_features(dataset, make_extractor("scatternet", dataset.image_shape), features_dir=folder).close()
+    return folder
+
+
+@pytest.fixture
+def digits_features(digits_features_dir: Path) -> Iterator[FeatureCache]:
+    dataset = load_dataset("digits")
+    extractor = make_extractor("scatternet", dataset.image_shape)
+    with extract_features(dataset, extractor, features_dir=digits_features_dir) as features:
+        yield features

@@ -1,0 +1,76 @@
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from scatterdp.errors import UserError
+from scatterdp.privacy.commitment import commitment, commitment_key
+
+FINGERPRINT = "a" * 64
+
+
+def test_the_key_is_made_once(tmp_path: Path):
+    key = commitment_key(tmp_path)
+    path = tmp_path / "commitment.key"
+    assert len(key) == 32
+    assert path.read_bytes() == key
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    written = path.stat().st_mtime_ns
+    assert [commitment_key(tmp_path) for _ in range(3)] == [key] * 3
+    assert path.stat().st_mtime_ns == written
+    assert [entry.name for entry in tmp_path.iterdir()] == ["commitment.key"]
+
+
+def test_the_mode_does_not_depend_on_the_umask(tmp_path: Path):
+    previous = os.umask(0)
+    try:
+        commitment_key(tmp_path)
+    finally:
+        os.umask(previous)
+    assert stat.S_IMODE((tmp_path / "commitment.key").stat().st_mode) == 0o600
+
+
+def test_each_folder_has_its_own(tmp_path: Path):
+    folders = [tmp_path / name for name in "abc"]
+    for folder in folders:
+        folder.mkdir()
+    assert len({commitment_key(folder) for folder in folders}) == 3
+
+
+def test_a_key_that_is_there_is_used(tmp_path: Path):
+    (tmp_path / "commitment.key").write_bytes(bytes(range(32)))
+    assert commitment_key(tmp_path) == bytes(range(32))
+
+
+@pytest.mark.parametrize("size", [0, 31, 33, 64])
+def test_a_key_of_another_size(tmp_path: Path, size: int):
+    path = tmp_path / "commitment.key"
+    path.write_bytes(b"k" * size)
+    with pytest.raises(
+        UserError, match=rf"commitment\.key: found {size} bytes, expected a key of 32; move the file away"
+    ):
+        commitment_key(tmp_path)
+    assert path.read_bytes() == b"k" * size
+
+
+def test_it_changes_with_key_and_fingerprint():
+    first, second = bytes(32), b"\1" + bytes(31)
+    values = [commitment(text, key) for text in (FINGERPRINT, "b" * 64, FINGERPRINT[:-1]) for key in (first, second)]
+    assert len(set(values)) == 6
+    assert commitment(FINGERPRINT, first) == values[0]
+    for value in values:
+        assert len(bytes.fromhex(value)) == 32
+        assert FINGERPRINT not in value
+
+
+def test_it_is_the_standard_mac():
+    # RFC 4231, test case 2.
+    expected = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+    assert commitment("what do ya want for nothing?", b"Jefe") == expected
+
+
+def test_fingerprints_that_differ_in_one_bit_have_unrelated_commitments():
+    key = bytes(range(32))
+    first, second = (int(commitment(text, key), 16) for text in (FINGERPRINT, FINGERPRINT[:-1] + "b"))
+    assert 80 < (first ^ second).bit_count() < 176

@@ -1,0 +1,308 @@
+import math
+
+import dp_accounting
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from scatterdp.errors import UserError
+from scatterdp.privacy.accounting import epsilon_of
+from scatterdp.privacy.randomness import RandomKey
+from scatterdp.privacy.statistics import (
+    StatisticsBounds,
+    bounds_from_reference,
+    clip_rows,
+    release_channel_statistics,
+    statistics_event,
+)
+
+KEY = RandomKey.from_seed(0)
+FLOOR = 1e-12  # of a scaled variance, without noise
+
+
+def bounds_of(scale: list[float], mean_bound: float, square_bound: float) -> StatisticsBounds:
+    return StatisticsBounds(
+        scale=torch.tensor(scale, dtype=torch.float64),
+        mean_bound=mean_bound,
+        square_bound=square_bound,
+        source="made for a test",
+    )
+
+
+def release(
+    features: np.ndarray, bounds: StatisticsBounds, *, sigma: float = 0.0, n: int | None = None, key=KEY, cuts=()
+):
+    blocks = [torch.from_numpy(part) for part in np.split(features, list(cuts))]
+    return release_channel_statistics(
+        blocks, num_examples=n or len(features), bounds=bounds, noise_multiplier=sigma, key=key
+    )
+
+
+def released_sums(features: np.ndarray, bounds: StatisticsBounds, n: int, **options) -> tuple[np.ndarray, np.ndarray]:
+    """The two released sums in scaled units, by undoing what is done to them afterwards."""
+    statistics, _ = release(features, bounds, n=n, **options)
+    mean = statistics.mean.numpy() / bounds.scale.numpy()
+    square = statistics.variance.numpy() / bounds.scale.numpy() ** 2 + mean**2
+    return mean * n, square * n
+
+
+def clipped_vectors(features: np.ndarray, bounds: StatisticsBounds) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The formulas of the module's text, one example and one channel at a time."""
+    scale = bounds.scale.numpy()
+    means, squares = [], []
+    for example in features.astype(np.float64):
+        u = np.array([np.mean(channel / s) for channel, s in zip(example, scale, strict=True)])
+        w = np.array([np.mean((channel / s) ** 2) for channel, s in zip(example, scale, strict=True)])
+        means.append(u * min(1.0, bounds.mean_bound / max(np.linalg.norm(u), 1e-300)))
+        squares.append(w * min(1.0, bounds.square_bound / max(np.linalg.norm(w), 1e-300)))
+    return means, squares
+
+
+def dyadic_features(n: int, shape: tuple[int, int, int] = (3, 4, 2), seed: int = 0) -> np.ndarray:
+    """Eighths in [-4, 4]: their squares are exact in single precision."""
+    return (np.random.default_rng(seed).integers(-32, 33, size=(n, *shape)) / 8).astype(np.float32)
+
+
+def test_without_noise_it_is_the_mean_and_the_variance():
+    features = dyadic_features(50)
+    statistics, _ = release(features, bounds_of([1.0, 0.5, 4.0], 1e6, 1e6))
+    exact = features.astype(np.float64)
+    np.testing.assert_allclose(statistics.mean, exact.mean((0, 2, 3)), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(statistics.variance, exact.var((0, 2, 3)), rtol=1e-12)
+    assert statistics.mean.dtype == statistics.variance.dtype == torch.float64
+    assert statistics.mean.shape == statistics.variance.shape == (3,)
+
+
+def test_without_noise_it_is_the_loop_over_clipped_vectors():
+    features = dyadic_features(60)
+    features[:20] *= 4  # some examples are clipped, some are not
+    bounds = bounds_of([1.0, 0.5, 4.0], 2.0, 70.0)
+    means, squares = clipped_vectors(features, bounds)
+    at_mean_bound = sum(np.linalg.norm(u) > bounds.mean_bound * (1 - 1e-9) for u in means)
+    at_square_bound = sum(np.linalg.norm(w) > bounds.square_bound * (1 - 1e-9) for w in squares)
+    assert 5 < at_mean_bound < 55
+    assert 5 < at_square_bound < 55
+    mean, square = np.mean(means, 0), np.mean(squares, 0)
+    statistics, _ = release(features, bounds)
+    scale = bounds.scale.numpy()
+    np.testing.assert_allclose(statistics.mean, mean * scale, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(statistics.variance, (square - mean**2) * scale**2, rtol=1e-12)
+
+
+MAGNITUDES = st.one_of(st.floats(-8, 8, width=32), st.sampled_from([1e-30, -1e-10, 1e4, -1e8, 1e15, -1e18]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    features=hnp.arrays(np.float32, hnp.array_shapes(min_dims=4, max_dims=4, max_side=4), elements=MAGNITUDES),
+    which=st.integers(0, 3),
+    scale=st.floats(0.1, 10),
+    mean_bound=st.floats(1e-3, 100),
+    square_bound=st.floats(1e-3, 100),
+)
+def test_one_example_moves_each_sum_by_at_most_its_bound(features, which, scale, mean_bound, square_bound):
+    n, channels = features.shape[:2]
+    neighbour = np.delete(features, which % n, axis=0)
+    scales = [scale * 2.0**k for k in range(channels)]
+
+    def difference(bounds: StatisticsBounds, release_number: int) -> float:
+        with_it, without = (
+            released_sums(rows, bounds, n)[release_number] if len(rows) else np.zeros(channels)
+            for rows in (features, neighbour)
+        )
+        return float(np.linalg.norm(with_it - without))
+
+    rounding = n * (FLOOR + 1e-13 * (mean_bound + square_bound))
+    assert difference(bounds_of(scales, mean_bound, square_bound), 0) <= mean_bound * (1 + 1e-12) + rounding
+    # With means clipped to almost nothing, variance + mean² gives the squares back even where they were clipped.
+    assert difference(bounds_of(scales, 1e-7, square_bound), 1) <= square_bound * (1 + 1e-12) + 2 * rounding
+
+
+def test_the_bounds_are_reached():
+    features = dyadic_features(10)
+    features[0] = 1e6
+    bounds = bounds_of([1.0, 1.0, 1.0], 0.25, 3.0)
+    for release_number, bound in ((0, bounds.mean_bound), (1, bounds.square_bound)):
+        # Tiny means for the squares, as above; the bound of the release in question stays.
+        used = bounds if release_number == 0 else bounds_of([1.0, 1.0, 1.0], 1e-7, bound)
+        full, without = (released_sums(rows, used, 10)[release_number] for rows in (features, features[1:]))
+        assert np.linalg.norm(full - without) == pytest.approx(bound, rel=1e-9)
+
+
+@given(
+    rows=hnp.arrays(np.float64, st.tuples(st.integers(0, 5), st.integers(1, 6)), elements=st.floats(-1e150, 1e150)),
+    bound=st.floats(1e-6, 1e6),
+)
+def test_clip_rows(rows, bound):
+    clipped = clip_rows(torch.from_numpy(rows), bound).numpy()
+    assert clipped.shape == rows.shape
+    for row, result in zip(rows, clipped, strict=True):
+        norm = math.hypot(*row)
+        assert math.hypot(*result) <= bound * (1 + 1e-12)
+        if norm <= bound * (1 - 1e-12):
+            np.testing.assert_allclose(result, row, rtol=4e-16)  # bound ÷ bound is 1 up to its last bit
+        else:
+            np.testing.assert_allclose(result, row / norm * min(norm, bound), rtol=1e-9, atol=bound * 1e-12)
+
+
+@pytest.mark.parametrize("bound", [0.0, -1.0, math.inf, math.nan])
+def test_clip_rows_needs_a_bound(bound):
+    with pytest.raises(ValueError, match=f"bound={bound}: expected a finite number > 0"):
+        clip_rows(torch.ones(1, 2), bound)
+
+
+def noise_of_releases(sigma: float, *, assumed: float) -> tuple[np.ndarray, np.ndarray]:
+    """Both releases' noise over many keys, in units of the deviation that ``assumed`` would give."""
+    features = dyadic_features(40, (4, 2, 2))
+    bounds = bounds_of([1.0, 0.5, 4.0, 2.0], 0.5, 2.0)
+    exact = [np.sum(vectors, 0) for vectors in clipped_vectors(features, bounds)]
+    first, second = [], []
+    for seed in range(400):
+        mean, square = released_sums(features, bounds, 40, sigma=sigma, key=RandomKey.from_seed(seed))
+        first.append((mean - exact[0]) / (assumed * bounds.mean_bound))
+        second.append((square - exact[1]) / (assumed * bounds.square_bound))
+    return np.array(first), np.array(second)
+
+
+@pytest.mark.parametrize("factor", [1.0, 2 / 3, 1.5])
+def test_the_noise_of_each_release_has_its_deviation(factor, looks_standard_normal):
+    # σ is small enough for no variance to reach its floor, which would hide the noise of the squares.
+    first, second = noise_of_releases(0.2 * factor, assumed=0.2)
+    assert looks_standard_normal(first) == (factor == 1.0)
+    assert looks_standard_normal(second) == (factor == 1.0)
+
+
+def test_the_noises_of_the_two_releases_are_unrelated():
+    first, second = noise_of_releases(0.2, assumed=0.2)
+    correlations = np.corrcoef(np.hstack([first, second]).T) - np.eye(8)
+    assert np.abs(correlations).max() < 4.5 / math.sqrt(400)
+
+
+def test_the_same_key_releases_the_same_and_another_key_does_not():
+    features, bounds = dyadic_features(20), bounds_of([1.0, 1.0, 1.0], 1.0, 5.0)
+    first, second = (release(features, bounds, sigma=1.0)[0] for _ in range(2))
+    other = release(features, bounds, sigma=1.0, key=RandomKey.from_system())[0]
+    assert torch.equal(first.mean, second.mean)
+    assert torch.equal(first.variance, second.variance)
+    assert not (first.mean == other.mean).any()
+
+
+def test_a_variance_is_at_least_the_level_of_its_noise():
+    features = np.zeros((25, 2, 3, 3), dtype=np.float32)
+    bounds = bounds_of([2.0, 0.5], 1.0, 6.0)
+    floor = 0.5 * 6.0 / 25 * np.array([4.0, 0.25])
+    variances = [
+        release(features, bounds, sigma=0.5, key=RandomKey.from_seed(seed))[0].variance.numpy() for seed in range(50)
+    ]
+    assert np.min(variances) > 0
+    assert (np.array(variances) >= floor * (1 - 1e-12)).all()
+    assert np.min(variances, 0) == pytest.approx(floor)
+    assert np.isfinite(1 / np.sqrt(variances)).all()
+
+
+def test_a_constant_channel_without_noise_has_a_positive_variance():
+    statistics, _ = release(np.full((5, 2, 2, 2), 0.5, dtype=np.float32), bounds_of([1.0, 2.0], 100.0, 100.0))
+    np.testing.assert_allclose(statistics.mean, [0.5, 0.5])
+    np.testing.assert_allclose(statistics.variance, [FLOOR, 4 * FLOOR])
+
+
+def test_what_is_spent():
+    bounds = bounds_of([1.0, 1.0, 1.0], 1.5, 4.0)
+    _, entry = release(dyadic_features(20), bounds, sigma=8.0)
+    assert entry.event == statistics_event(8.0)
+    assert entry.event == dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(8.0), 2)
+    assert entry.name == "channel statistics"
+    assert entry.details == {
+        "releases": ["mean", "mean of squares"],
+        "feature_clip_norm": [1.5, 4.0],
+        "bound_source": "made for a test",
+        "noise_standard_deviation": [12.0, 32.0],
+    }
+    two = dp_accounting.ComposedDpEvent([dp_accounting.GaussianDpEvent(8.0), dp_accounting.GaussianDpEvent(8.0)])
+    assert epsilon_of(entry.event, delta=1e-5) == pytest.approx(epsilon_of(two, delta=1e-5), abs=1e-6)
+
+
+def test_no_noise_is_no_guarantee():
+    _, entry = release(dyadic_features(20), bounds_of([1.0, 1.0, 1.0], 1.0, 1.0), sigma=0.0)
+    assert epsilon_of(entry.event, delta=1e-5) == math.inf
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("row", [0, 7])
+def test_features_that_are_not_finite(bad, row):
+    features = dyadic_features(8)
+    features[row, 1, 2, 0] = bad
+    with pytest.raises(UserError, match="features: found NaN or infinite values; remove the examples"):
+        release(features, bounds_of([1.0, 1.0, 1.0], 1.0, 1.0), sigma=1.0, cuts=(4,))
+
+
+def test_a_huge_example_is_clipped_like_any_other():
+    # Its squares overflow single precision; were that an error, one example would decide whether there is a run.
+    features = dyadic_features(8)
+    features[3] = 1e30
+    bounds = bounds_of([1.0, 1.0, 1.0], 1.0, 5.0)
+    with_it, without = (released_sums(rows, bounds, 8)[0] for rows in (features, np.delete(features, 3, axis=0)))
+    assert np.linalg.norm(with_it - without) == pytest.approx(1.0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(cuts=st.lists(st.integers(0, 30), max_size=6).map(sorted), sigma=st.sampled_from([0.0, 1.0]))
+def test_blocks_may_be_cut_anywhere(cuts, sigma):
+    features = np.random.default_rng(1).normal(size=(30, 3, 4, 2)).astype(np.float32)
+    bounds = bounds_of([1.0, 0.3, 3.0], 0.4, 3.0)
+    whole, cut = (release(features, bounds, sigma=sigma, cuts=where)[0] for where in ((), cuts))
+    torch.testing.assert_close(cut.mean, whole.mean, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(cut.variance, whole.variance, rtol=1e-12, atol=1e-12)
+
+
+def test_half_precision_features_are_summed_in_double():
+    features = dyadic_features(30)
+    bounds = bounds_of([1.0, 1.0, 1.0], 1.0, 8.0)
+    single, half = release(features, bounds)[0], release(features.astype(np.float16), bounds)[0]
+    torch.testing.assert_close(half.mean, single.mean, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(half.variance, single.variance, rtol=1e-12, atol=1e-14)
+
+
+def test_the_features_are_left_as_they_are():
+    features = dyadic_features(10)
+    before = features.copy()
+    release(features, bounds_of([1.0, 1.0, 1.0], 1.0, 8.0), sigma=1.0)
+    np.testing.assert_array_equal(features, before)
+
+
+def test_bounds_are_numbers_of_the_reference():
+    reference = dyadic_features(12, (3, 4, 2), seed=5)
+    reference[:, 1] *= 16
+    bounds = bounds_from_reference(torch.from_numpy(reference), "eighths")
+    exact = reference.astype(np.float64)
+    scale = np.sqrt((exact**2).mean((0, 2, 3)))
+    np.testing.assert_allclose(bounds.scale, scale, rtol=1e-12)
+    means = [np.linalg.norm(example.mean((1, 2)) / scale) for example in exact]
+    squares = [np.linalg.norm((example**2).mean((1, 2)) / scale**2) for example in exact]
+    assert bounds.mean_bound == pytest.approx(max(means), rel=1e-6)
+    assert bounds.square_bound == pytest.approx(max(squares), rel=1e-6)
+    assert bounds.source == "eighths"
+
+
+def test_a_silent_channel_of_the_reference_keeps_its_unit():
+    reference = dyadic_features(4)
+    reference[:, 2] = 0
+    bounds = bounds_from_reference(torch.from_numpy(reference), "one channel is zero")
+    assert bounds.scale[2] == 1.0
+    assert torch.isfinite(bounds.scale).all()
+
+
+def test_bounds_depend_on_the_reference_alone():
+    reference = torch.from_numpy(dyadic_features(6, seed=3))
+    first = bounds_from_reference(reference, "eighths")
+    entries = []
+    for features in (dyadic_features(20), 1e6 * dyadic_features(20, seed=1), dyadic_features(20)[:5]):
+        _, entry = release(features, first, sigma=1.0, n=20)
+        entries.append(entry)
+    assert entries[0] == entries[1] == entries[2]
+    second = bounds_from_reference(reference.clone(), "eighths")
+    assert torch.equal(first.scale, second.scale)
+    assert (first.mean_bound, first.square_bound) == (second.mean_bound, second.square_bound)

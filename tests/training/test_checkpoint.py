@@ -1,0 +1,265 @@
+"""Checkpoints: equality, mode, atomicity, hostile and damaged files."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scatterdp.errors import UserError
+from scatterdp.privacy.randomness import RandomKey
+from scatterdp.training.checkpoint import SCHEMA, Checkpoint
+
+
+def make(key: RandomKey | None = None) -> Checkpoint:
+    return Checkpoint(
+        key=key or RandomKey.from_seed(3),
+        dataset_fingerprint="ab" * 32,
+        normalizer={"mean": torch.arange(3.0), "scale": torch.tensor([1.0, torch.inf, 1e-30])},
+        ledger=[{"name": "channel statistics", "event": {"type": "GaussianDpEvent"}, "details": {"a": [1.5, None]}}],
+        training={
+            "model": {"weight": torch.randn(4, 3), "bias": torch.zeros(4)},
+            "optimizer": {"state": {0: {"momentum_buffer": torch.randn(4, 3)}}, "param_groups": [{"lr": 0.1}]},
+            "average": {"weight": torch.randn(4, 3)},
+            "step": 7,
+        },
+        metrics=[{"epoch": 1, "epsilon": 0.25, "test_accuracy": 0.5, "note": None}],
+        seconds=1.25,
+    )
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and a == b
+
+
+def assert_equal(a: Checkpoint, b: Checkpoint) -> None:
+    for field in dataclasses.fields(Checkpoint):
+        assert same(getattr(a, field.name), getattr(b, field.name)), field.name
+
+
+def save_values(path: Path, values: Any) -> None:
+    torch.save(values, path)
+
+
+def stored_values(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("key", [RandomKey.from_seed(5), RandomKey.from_system()])
+def test_what_is_saved_is_loaded(tmp_path, key):
+    checkpoint = make(key)
+    checkpoint.save(tmp_path / "checkpoint.pt")
+    assert_equal(Checkpoint.load(tmp_path / "checkpoint.pt"), checkpoint)
+
+
+def test_only_the_owner_may_read_it(tmp_path):
+    before = os.umask(0)
+    try:
+        make().save(tmp_path / "checkpoint.pt")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "checkpoint.pt").stat().st_mode) == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_leftover_that_others_may_read_does_not_hold_the_key(tmp_path):
+    leftover = tmp_path / "checkpoint.pt.tmp"
+    leftover.touch()
+    leftover.chmod(0o644)
+    make().save(tmp_path / "checkpoint.pt")
+    assert stat.S_IMODE((tmp_path / "checkpoint.pt").stat().st_mode) == 0o600
+
+
+def test_it_is_replaced_as_a_whole(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    first = make()
+    first.save(path)
+
+    def dies_halfway(values, file):
+        file.write(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", dies_halfway)
+    with pytest.raises(KeyboardInterrupt):
+        make(RandomKey.from_seed(9)).save(path)
+    monkeypatch.undo()
+    assert_equal(Checkpoint.load(path), first)
+    second = make(RandomKey.from_seed(9))
+    second.save(path)
+    assert_equal(Checkpoint.load(path), second)
+
+
+def test_replacement_is_the_last_step(tmp_path, monkeypatch):
+    """The old file stands, complete, until the new one is on the disk."""
+    path = tmp_path / "checkpoint.pt"
+    first = make()
+    first.save(path)
+    events = []
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def fsync(descriptor):
+        events.append("fsync")
+        real_fsync(descriptor)
+
+    def replace(source, target):
+        events.append("replace")
+        assert_equal(Checkpoint.load(path), first)
+        assert_equal(Checkpoint.load(Path(source)), second)
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    second = make(RandomKey.from_seed(9))
+    second.save(path)
+    assert events == ["fsync", "replace"]
+    assert_equal(Checkpoint.load(path), second)
+
+
+class Hostile:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return (Path.touch, (self.target,))
+
+
+@pytest.mark.parametrize("how", ["plain pickle", "torch, new format", "torch, old format", "inside a checkpoint"])
+def test_hostile_pickles_are_not_run(tmp_path, how):
+    path, target = tmp_path / "checkpoint.pt", tmp_path / "was here"
+    hostile = Hostile(target)
+    match how:
+        case "plain pickle":
+            path.write_bytes(pickle.dumps(hostile))
+        case "torch, new format":
+            torch.save(hostile, path)
+        case "torch, old format":
+            torch.save(hostile, path, _use_new_zipfile_serialization=False)
+        case _:
+            make().save(path)
+            save_values(path, stored_values(path) | {"metrics": [hostile]})
+    with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: damaged checkpoint"):
+        Checkpoint.load(path)
+    assert not target.exists()
+    if how == "plain pickle":
+        pickle.loads(path.read_bytes())
+        assert target.exists(), "the file was not hostile"
+
+
+def test_absent(tmp_path):
+    folder = tmp_path / "some run"
+    folder.mkdir()
+    with pytest.raises(
+        UserError,
+        match=rf"^resume={re.escape(str(folder))}: has no checkpoint\.pt; the run is complete or never began, "
+        r"start one with a new --run_dir$",
+    ):
+        Checkpoint.load(folder / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("schema", [None, 0, SCHEMA + 1, "1"])
+def test_other_schema(tmp_path, schema):
+    path = tmp_path / "checkpoint.pt"
+    make().save(path)
+    values = stored_values(path)
+    values.pop("schema")
+    save_values(path, values if schema is None else values | {"schema": schema})
+    with pytest.raises(
+        UserError,
+        match=rf"^{re.escape(str(path))}: not a checkpoint of this version; start the run anew in another --run_dir$",
+    ):
+        Checkpoint.load(path)
+
+
+@pytest.mark.parametrize("values", [[1, 2], torch.ones(3), None, "text", {}])
+def test_other_torch_files(tmp_path, values):
+    path = tmp_path / "checkpoint.pt"
+    save_values(path, values)
+    with pytest.raises(UserError, match="not a checkpoint of this version"):
+        Checkpoint.load(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"hello\n", b"\x80\x02]q\x00.", bytes(100), b"\xff" * 40])
+def test_files_that_are_nothing_of_the_kind(tmp_path, content):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: "):
+        Checkpoint.load(path)
+
+
+def test_a_folder_in_its_place(tmp_path):
+    (tmp_path / "checkpoint.pt").mkdir()
+    with pytest.raises(UserError, match="damaged checkpoint"):
+        Checkpoint.load(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("field", ["key", "training"])
+def test_a_missing_part(tmp_path, field):
+    path = tmp_path / "checkpoint.pt"
+    make().save(path)
+    values = stored_values(path)
+    del values[field]
+    save_values(path, values)
+    with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: "):
+        Checkpoint.load(path)
+
+
+@pytest.mark.parametrize("key", [3, {"secret": "00", "seed": 0}, {"secret": "zz" * 32, "seed": 0}])
+def test_a_damaged_key(tmp_path, key):
+    path = tmp_path / "checkpoint.pt"
+    make().save(path)
+    save_values(path, stored_values(path) | {"key": key})
+    with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: "):
+        Checkpoint.load(path)
+
+
+@given(cut=st.floats(0, 1, exclude_max=True))
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_truncated_files_are_damaged(tmp_path, cut):
+    path = tmp_path / "checkpoint.pt"
+    make().save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(cut * len(content))])
+    with pytest.raises(UserError, match="damaged checkpoint"):
+        Checkpoint.load(path)
+
+
+def test_a_changed_byte_never_goes_unnoticed(tmp_path):
+    """Either it is said that the file is damaged, or the byte had no meaning."""
+    path = tmp_path / "checkpoint.pt"
+    checkpoint = make()
+    checkpoint.save(path)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    crashes, silent = [], []
+    for _ in range(200):
+        content = bytearray(whole)
+        place, change = int(rng.integers(len(whole))), int(rng.integers(1, 256))
+        content[place] ^= change
+        path.write_bytes(content)
+        try:
+            loaded = Checkpoint.load(path)
+        except UserError:
+            continue
+        except Exception as error:
+            crashes.append((place, change, repr(error)))
+            continue
+        if not all(same(getattr(loaded, f.name), getattr(checkpoint, f.name)) for f in dataclasses.fields(Checkpoint)):
+            silent.append((place, change))
+    assert crashes == []
+    assert silent == []

@@ -1,0 +1,98 @@
+"""The plan's normaliser: released, free or restored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from scatterdp.cache import FeatureCache
+from scatterdp.errors import ConfigError
+from scatterdp.extractors.base import Extractor
+from scatterdp.extractors.reference import DESCRIPTION, reference_features
+from scatterdp.heads import Standardize
+from scatterdp.privacy.randomness import RandomKey
+from scatterdp.privacy.statistics import bounds_from_reference, release_channel_statistics, statistics_event
+from scatterdp.training import normalization
+from scatterdp.training.normalization import release_normalizer, restore_normalizer
+from scatterdp.training.plan import TrainingPlan
+
+KEY = RandomKey.from_seed(0)
+
+
+def make_plan(**changes: Any) -> TrainingPlan:
+    values: dict[str, Any] = {"num_examples": 60, "batch_size": 20, "epochs": 1, "lr": 1.0, "num_groups": 3}
+    return TrainingPlan(**(values | changes))
+
+
+def test_bn_releases_the_statistics_of_the_training_features(small_features: FeatureCache, small_extractor: Extractor):
+    plan = make_plan(input_norm="BN", bn_noise_multiplier=2.0)
+    normalizer, entries = release_normalizer(small_features, plan, extractor=small_extractor, key=KEY)
+    blocks = [torch.from_numpy(block) for _, block in small_features.iter_rows("train", 7)]
+    assert sum(map(len, blocks)) == 60
+    expected, entry = release_channel_statistics(
+        blocks,
+        num_examples=60,
+        bounds=bounds_from_reference(reference_features(small_extractor), DESCRIPTION),
+        noise_multiplier=2.0,
+        key=KEY,
+    )
+    assert isinstance(normalizer, Standardize)
+    torch.testing.assert_close(normalizer.mean, expected.mean.float())
+    torch.testing.assert_close(normalizer.scale, expected.variance.rsqrt().float())
+    assert entries == [entry]
+    assert entry.event == statistics_event(2.0) == plan.prior
+    assert entry.details["bound_source"] == DESCRIPTION
+
+
+def test_bn_without_noise_standardises(small_features: FeatureCache, small_extractor: Extractor):
+    plan = make_plan(input_norm="BN", bn_noise_multiplier=0.0)
+    normalizer, _ = release_normalizer(small_features, plan, extractor=small_extractor, key=KEY)
+    x = torch.cat([torch.from_numpy(block) for _, block in small_features.iter_rows("train", 60)])
+    y = normalizer(x)
+    assert y.mean((0, 2, 3)).abs().max() < 0.2  # a few examples are clipped
+    assert (y.std((0, 2, 3)) - 1).abs().max() < 0.2
+
+
+def test_bn_noise_depends_on_the_key(small_features: FeatureCache, small_extractor: Extractor):
+    plan = make_plan(input_norm="BN")
+    first, second, again = (
+        release_normalizer(small_features, plan, extractor=small_extractor, key=RandomKey.from_seed(seed))[0]
+        for seed in (0, 1, 0)
+    )
+    assert not torch.isclose(first.state_dict()["mean"], second.state_dict()["mean"]).any()
+    assert torch.equal(first.state_dict()["mean"], again.state_dict()["mean"])
+
+
+@pytest.mark.parametrize(("input_norm", "kind"), [("GroupNorm", nn.GroupNorm), ("none", nn.Identity)])
+def test_free_normalisers_release_nothing(
+    small_features: FeatureCache, small_extractor: Extractor, monkeypatch, input_norm, kind
+):
+    monkeypatch.setattr(normalization, "release_channel_statistics", None)
+    normalizer, entries = release_normalizer(
+        small_features, make_plan(input_norm=input_norm), extractor=small_extractor, key=KEY
+    )
+    assert type(normalizer) is kind
+    assert entries == []
+    if isinstance(normalizer, nn.GroupNorm):
+        assert (normalizer.num_groups, normalizer.num_channels, normalizer.affine) == (3, 6, False)
+
+
+def test_groups_must_divide_the_channels(small_features: FeatureCache, small_extractor: Extractor):
+    with pytest.raises(ConfigError, match=r"^num_groups=4: does not divide the 6 channels; choose one of 1, 2, 3, 6$"):
+        release_normalizer(small_features, make_plan(num_groups=4), extractor=small_extractor, key=KEY)
+
+
+@pytest.mark.parametrize("input_norm", ["BN", "GroupNorm", "none"])
+def test_restored_normalisers_are_equal_and_release_nothing(
+    small_features: FeatureCache, small_extractor: Extractor, monkeypatch, input_norm
+):
+    plan = make_plan(input_norm=input_norm)
+    released, _ = release_normalizer(small_features, plan, extractor=small_extractor, key=KEY)
+    monkeypatch.setattr(normalization, "release_channel_statistics", None)
+    restored = restore_normalizer(small_features, plan, released.state_dict())
+    assert type(restored) is type(released)
+    x = torch.randn(4, 6, 2, 2)
+    assert torch.equal(restored(x), released(x))
