@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import tyro
@@ -124,9 +125,8 @@ def opacus_ghost_step(x, y, rows, options: Options, physical: int) -> Callable[[
     from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 
     inputs, labels = x[rows], y[rows]
-    model = GradSampleModuleFastGradientClipping(
-        nn.Linear(options.dimensions, 10), max_grad_norm=0.1, use_ghost_clipping=True, loss_reduction="sum"
-    )
+    wrap: Any = GradSampleModuleFastGradientClipping  # its own annotations take whole numbers only
+    model = wrap(nn.Linear(options.dimensions, 10), max_grad_norm=0.1, use_ghost_clipping=True, loss_reduction="sum")
     optimizer = DPOptimizerFastGradientClipping(
         torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
         noise_multiplier=4.0,

@@ -230,5 +230,6 @@ def _low_pass_matrix(response: np.ndarray, stride: int) -> np.ndarray:
 
 def _reflection(length: int, padded: int) -> np.ndarray:
     """For each index of the padded axis the input index it mirrors; the smaller half of the padding comes first."""
-    index = np.abs(np.arange(padded) - (padded - length) // 2)
-    return np.where(index >= length, 2 * (length - 1) - index, index)
+    period = 2 * (length - 1)
+    index = np.abs(np.arange(padded) - (padded - length) // 2) % period
+    return np.where(index >= length, period - index, index)

@@ -133,10 +133,10 @@ def test_limited_takes_the_most_steps_that_fit(input_norm):
 
 
 def test_limited_by_a_sampler():
-    limited = small_plan(epochs=100, input_norm="BN").limited(max_epsilon=2.5)
-    assert 1 < limited.steps < 300
-    assert limited.epsilon() <= 2.5
-    assert small_plan(epochs=100, input_norm="BN").epsilon(limited.steps + 1) > 2.5
+    limited = small_plan(epochs=40, input_norm="BN").limited(max_epsilon=1.5)
+    assert 1 < limited.steps < 120
+    assert limited.epsilon() <= 1.5
+    assert small_plan(epochs=40, input_norm="BN").epsilon(limited.steps + 1) > 1.5
 
 
 def test_limited_changes_nothing_when_all_steps_fit():
