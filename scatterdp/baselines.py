@@ -30,7 +30,7 @@ from scatterdp.extractors.base import Extractor
 from scatterdp.heads import group_normalizer
 from scatterdp.privacy.accounting import ACCOUNTANTS, epsilon_of
 from scatterdp.privacy.randomness import RandomKey
-from scatterdp.recipes import recipe_for
+from scatterdp.recipes import recipe_of
 from scatterdp.records import RunFolder, peak_memory_bytes
 from scatterdp.report.plots import plot_accuracy_and_epsilon
 from scatterdp.training.checkpoint import Checkpoint
@@ -60,7 +60,7 @@ def run(config: BaselinesConfig) -> RunFolder:
     device = resolve_device(config.device)
     dataset = load_dataset(config.dataset, data_dir=config.data_dir, on_event=_say)
     plan = plan_from_config(config, dataset_name=dataset.name, num_examples=len(dataset.x_train))
-    mirror = recipe_for(dataset.name, len(dataset.x_train)).mirror if config.mirror is None else config.mirror
+    mirror = recipe_of(config, dataset.name, len(dataset.x_train)).mirror if config.mirror is None else config.mirror
     extractor = make_extractor("scatternet", dataset.image_shape, mirror=mirror).to(device)
     if plan.input_norm == "GroupNorm":
         group_normalizer(extractor.output_shape[0], plan.num_groups)  # say so before minutes of extraction

@@ -46,7 +46,8 @@ class BaselinesConfig:
     nesterov: bool = False
     """Nesterov's momentum (SGD with momentum > 0)."""
     noise_multiplier: float | None = None
-    """Noise standard deviation ÷ max_grad_norm. Given: ε is computed. None: solved for target_epsilon."""
+    """Noise standard deviation ÷ max_grad_norm. Given: ε is computed, and the published settings fill what is left out.
+    None: solved for target_epsilon."""
     max_grad_norm: float | None = None
     """L2 bound of each example's gradient. None: the recipe's."""
     epochs: int | None = None

@@ -120,8 +120,9 @@ class RunFolder:
         os.replace(temporary, self.path / name)
 
     def finish(self) -> None:
-        """Remove the checkpoint, which holds the run's random key."""
-        self.checkpoint.unlink(missing_ok=True)
+        """Remove the checkpoint, which holds the run's random key, and what a kill left of writing one."""
+        for path in (self.checkpoint, self.checkpoint.with_name(self.checkpoint.name + ".tmp")):
+            path.unlink(missing_ok=True)
 
     def _replace(self, name: str, content: bytes) -> None:
         temporary = self.path / (name + ".tmp")

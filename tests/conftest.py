@@ -63,7 +63,7 @@ class Textures:
         self.config = TexturesConfig(gain=gain)
         self.fingerprint = fingerprint("Textures", self.config, self.input_shape, preprocessing={}, versions={})
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         across = (images - images.roll(1, 3)).abs()
         down = (images - images.roll(1, 2)).abs()

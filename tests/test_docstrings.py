@@ -8,7 +8,9 @@ import pytest
 
 import scatterdp
 
-MODULES = sorted(m.name for m in pkgutil.walk_packages(scatterdp.__path__, "scatterdp.") if not m.name.endswith("__main__"))
+MODULES = sorted(
+    m.name for m in pkgutil.walk_packages(scatterdp.__path__, "scatterdp.") if not m.name.endswith("__main__")
+)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -9,26 +9,41 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scatterdp.config import BaselinesConfig
 from scatterdp.datasets.published import PUBLISHED
-from scatterdp.recipes import RECIPES, Recipe, generic_recipe, recipe_for
+from scatterdp.recipes import PUBLISHED_RECIPES, RECIPES, Recipe, generic_recipe, recipe_for, recipe_of
+from scatterdp.training.plan import plan_from_config
 
 
 def test_every_published_data_set_has_a_recipe():
     assert RECIPES.keys() == PUBLISHED.keys()
 
 
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_plans_can_be_made_of_the_recipes(name):
+    recipe = recipe_for(name, PUBLISHED[name].train_count)
+    assert recipe is RECIPES[name]
+    plan = plan_from_config(BaselinesConfig(dataset=name), dataset_name=name, num_examples=PUBLISHED[name].train_count)
+    for field in ("batch_size", "lr", "epochs", "input_norm", "num_groups", "bn_noise_multiplier", "momentum"):
+        assert getattr(plan, field) == getattr(recipe, field)
+    assert 2.99 < plan.epsilon() <= 3.0
+
+
 @pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("mnist", {"batch_size": 4096, "lr": 8, "epochs": 40, "input_norm": "BN"}),
-        ("fmnist", {"batch_size": 8192, "lr": 16, "epochs": 40, "input_norm": "GroupNorm"}),
-        ("cifar10", {"batch_size": 8192, "lr": 4, "epochs": 60, "input_norm": "BN", "mirror": True}),
-        ("digits", {"batch_size": 512, "lr": 4, "epochs": 30, "input_norm": "GroupNorm"}),
-    ],
+    ("name", "noise_multiplier", "epochs"), [("mnist", 3.04, 40), ("fmnist", 4.05, 40), ("cifar10", 5.67, 60)]
 )
-def test_table(name, expected):
-    common = {"num_groups": 27, "bn_noise_multiplier": 8.0, "momentum": 0.9, "max_grad_norm": 0.1, "mirror": False}
-    assert dataclasses.asdict(recipe_for(name, PUBLISHED[name].train_count)) == common | expected
+def test_a_given_noise_multiplier_brings_the_published_settings(name, noise_multiplier, epochs):
+    config = BaselinesConfig(dataset=name, noise_multiplier=noise_multiplier, accountant="rdp_classic")
+    assert recipe_of(config, name, 50_000) is PUBLISHED_RECIPES[name]
+    assert not PUBLISHED_RECIPES[name].mirror
+    plan = plan_from_config(config, dataset_name=name, num_examples=PUBLISHED[name].train_count)
+    assert plan.epochs == epochs
+    assert plan.epsilon() == pytest.approx(3.0, abs=0.01)  # what the published noise multipliers were computed for
+
+
+@pytest.mark.parametrize("name", ["mnist", "digits"])
+def test_digits_and_their_mirror_images_differ(name):
+    assert RECIPES[name].mirror is False
 
 
 @pytest.mark.parametrize(

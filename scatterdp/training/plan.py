@@ -22,7 +22,7 @@ from scatterdp.privacy.accounting import Accountant, epsilon_of
 from scatterdp.privacy.calibration import calibrate_noise_multiplier, calibrate_steps
 from scatterdp.privacy.sampling import BatchSelection, Sampling, make_selection
 from scatterdp.privacy.statistics import statistics_event
-from scatterdp.recipes import recipe_for
+from scatterdp.recipes import recipe_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +155,7 @@ def plan_from_config(config: BaselinesConfig, *, dataset_name: str, num_examples
         ConfigError: flags that do not fit the data set or each other.
         BudgetError: the budget cannot be met.
     """
-    recipe = recipe_for(dataset_name, num_examples)
+    recipe = recipe_of(config, dataset_name, num_examples)
 
     def given(name: str):
         value = getattr(config, name)

@@ -59,7 +59,7 @@ def test_the_figures_of_the_other_accountants(accountant, sigma):
     assert found == pytest.approx(sigma, abs=5e-3)
 
 
-@settings(max_examples=4, deadline=None, derandomize=True, phases=NO_SHRINKING)
+@settings(max_examples=3, deadline=None, derandomize=True, phases=NO_SHRINKING)
 @given(count=st.integers(1, 500), target=st.floats(0.1, 10), prior=st.sampled_from([None, 50.0, 20.0]))
 def test_gaussians_by_the_exact_curve(exact_gaussian_epsilon, count, target, prior):
     spent = [] if prior is None else [prior, prior]
@@ -73,14 +73,8 @@ def test_gaussians_by_the_exact_curve(exact_gaussian_epsilon, count, target, pri
     assert exact_gaussian_epsilon(spent + [sigma * 0.999] * count, DELTA) > target
 
 
-@settings(max_examples=3, deadline=None, derandomize=True, phases=NO_SHRINKING)
-@given(
-    q=st.sampled_from([0.005, 0.02, 0.1, 0.3]),
-    steps=st.integers(20, 400),
-    target=st.floats(0.5, 3),
-    prior=st.sampled_from([None, 20.0]),
-)
-def test_sampled_gaussians_never_overspend_and_are_nearly_tight(q, steps, target, prior):
+def check_sampled(q: float, steps: int, target: float, prior: float | None) -> None:
+    """The answer stays within the target, by us and by a peer, and a thousandth less would not."""
     spent = dp_accounting.NoOpDpEvent() if prior is None else gaussians(2)(prior)
     sigma = calibrate_noise_multiplier(sampled(q, steps), target_epsilon=target, target_delta=DELTA, prior=spent)
     assert sigma == pytest.approx(round(sigma, 4), abs=1e-12)
@@ -94,6 +88,25 @@ def test_sampled_gaussians_never_overspend_and_are_nearly_tight(q, steps, target
     peer = PRVAccountant()
     peer.history = [(sigma, q, steps)] + ([] if prior is None else [(prior, 1.0, 2)])
     assert peer.get_epsilon(DELTA, eps_error=target / 100) <= target * 1.011
+
+
+@pytest.mark.parametrize(
+    ("q", "steps", "target", "prior"), [(0.02, 150, 1.0, 20.0), (0.1, 100, 2.5, None), (0.3, 40, 0.6, None)]
+)
+def test_sampled_gaussians_never_overspend_and_are_nearly_tight(q, steps, target, prior):
+    check_sampled(q, steps, target, prior)
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None, phases=NO_SHRINKING)
+@given(
+    q=st.sampled_from([0.005, 0.02, 0.1, 0.3]),
+    steps=st.integers(20, 800),
+    target=st.floats(0.5, 6),
+    prior=st.sampled_from([None, 20.0]),
+)
+def test_sampled_gaussians_at_random(q, steps, target, prior):
+    check_sampled(q, steps, target, prior)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +197,7 @@ def test_the_steps_are_the_most_that_fit_by_the_exact_curve(exact_gaussian_epsil
         assert found == min(low, 300)
 
 
-@pytest.mark.parametrize(("accountant", "cap"), [("pld", 0.9), ("rdp", 1.0), ("rdp_classic", 1.2)])
+@pytest.mark.parametrize(("accountant", "cap"), [("pld", 1.5), ("rdp", 1.8), ("rdp_classic", 2.2)])
 def test_the_next_step_overspends(accountant, cap):
     def make_event(steps: int) -> dp_accounting.DpEvent:
         return dp_accounting.ComposedDpEvent([gaussians(2)(8.0), sampled(0.1, steps)(1.5)])

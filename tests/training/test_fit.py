@@ -75,9 +75,11 @@ class TestResult:
         self, small_features: FeatureCache, small_extractor: Extractor
     ):
         rows: list[dict[str, Any]] = []
-        plan = make_plan()
+        plan = make_plan(lr=20.0, noise_multiplier=50.0)  # so much noise that last and averaged weights differ
         result = fit(small_features, plan, extractor=small_extractor, key=KEY, on_metrics=rows.append)
         assert isinstance(result.head, LinearHead)
+        assert any(row["test_accuracy"] != row["test_accuracy_ema"] for row in rows)
+        assert result.test_accuracy != result.test_accuracy_ema
         test = load_rows(small_features, "test", result.head.normalizer)
         assert evaluate(result.head.classifier, test)[0] == result.test_accuracy
         assert evaluate(result.head.classifier, test, result.average)[0] == result.test_accuracy_ema
@@ -313,6 +315,19 @@ class TestAugmentation:
         parts = self.run(small_features, small_dataset, small_extractor, physical_batch_size=physical_batch_size)
         for name, value in weights(whole).items():
             torch.testing.assert_close(value, weights(parts)[name], rtol=1e-5, atol=1e-5)
+
+    def test_reads_no_cached_training_rows(
+        self, small_features: FeatureCache, small_dataset: Dataset, small_extractor: Extractor, monkeypatch
+    ):
+        splits = []
+
+        def noted(features, split, normalizer, **arguments):
+            splits.append(split)
+            return load_rows(features, split, normalizer, **arguments)
+
+        monkeypatch.setattr(fit_module, "load_rows", noted)
+        self.run(small_features, small_dataset, small_extractor)
+        assert splits == ["test"]
 
     def test_with_train_metrics_on_the_images_as_they_are(
         self, small_features: FeatureCache, small_dataset: Dataset, small_extractor: Extractor
