@@ -231,3 +231,43 @@ def test_importing_the_package_imports_no_extractors_library():
     assert importlib.util.find_spec("kymatio") is not None
     code = "import scatterdp.extractors, sys; sys.exit(any(name in sys.modules for name in ('kymatio', 'torch')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("J", "L", "shape"), [(2, 8, (3, 32, 32)), (2, 8, (1, 28, 28)), (3, 6, (1, 32, 40)), (2, 5, (1, 24, 24))]
+)
+def test_mirror_folding_is_the_projection_written_out(J, L, shape):
+    """Against loops over colours, paths and columns; Kymatio's angle of orientation θ is (int(L - L/2 - 1) - θ)·π/L."""
+    plain, folded = (make_extractor("scatternet", shape, J=J, L=L, mirror=mirror) for mirror in (False, True))
+    images = torch.from_numpy(dead_leaves(3, shape, seed=5))
+    x, found = plain(images).numpy(), folded(images).numpy()
+    paths = [()] + [((j, t),) for j in range(J) for t in range(L)]
+    paths += [((j1, t1), (j2, t2)) for j1 in range(J) for t1 in range(L) for j2 in range(j1 + 1, J) for t2 in range(L)]
+    width = x.shape[3]
+    assert found.shape == (*x.shape[:3], width // 2 + 1) == (3, *folded.output_shape)
+    for colour in range(shape[0]):
+        for k, path in enumerate(paths):
+            mirrored = paths.index(tuple((j, (2 * int(L - L / 2 - 1) - t) % L) for j, t in path))
+            for i in range(width // 2 + 1):
+                one = x[:, colour * len(paths) + k, :, i]
+                other = x[:, colour * len(paths) + mirrored, :, (width - i) % width]
+                expected = one if i == 0 else (one + other) * (0.5 if 2 * i == width else 0.5**0.5)
+                np.testing.assert_allclose(found[:, colour * len(paths) + k, :, i], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 32, 32)])
+def test_mirror_folding_is_nearly_blind_to_mirroring(shape):
+    plain, folded = (make_extractor("scatternet", shape, mirror=mirror) for mirror in (False, True))
+    images = torch.from_numpy(dead_leaves(16, shape, seed=6))
+
+    def change(extractor, first_column):
+        x, y = (extractor(batch)[..., first_column:] for batch in (images, images.flip(-1)))
+        return float((x - y).norm() / x.norm())
+
+    assert change(folded, 1) < 0.1
+    assert change(plain, 0) > 0.4
+
+
+def test_mirror_folding_has_its_own_fingerprint():
+    plain, folded = (make_extractor("scatternet", (1, 28, 28), mirror=mirror) for mirror in (False, True))
+    assert plain.fingerprint != folded.fingerprint
