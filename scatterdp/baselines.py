@@ -51,16 +51,17 @@ def run(config: BaselinesConfig) -> RunFolder:
     Raises:
         UserError: see the message.
     """
-    checkpoint = folder = None
+    folder = None
     if config.resume is not None:
         folder, config = _reopen(config)
-        checkpoint = Checkpoint.load(folder.checkpoint)
+        Checkpoint.load(folder.checkpoint)  # says at once when there is none
     elif config.run_dir is not None:
         RunFolder.check_new(config.run_dir)
     device = resolve_device(config.device)
     dataset = load_dataset(config.dataset, data_dir=config.data_dir, on_event=_say)
-    plan = plan_from_config(config, dataset_name=dataset.name, num_examples=len(dataset.x_train))
-    mirror = recipe_of(config, dataset.name, len(dataset.x_train)).mirror if config.mirror is None else config.mirror
+    recipe_name = dataset.name if dataset.public else ""  # a folder may be called cifar10 too
+    plan = plan_from_config(config, dataset_name=recipe_name, num_examples=len(dataset.x_train))
+    mirror = recipe_of(config, recipe_name, len(dataset.x_train)).mirror if config.mirror is None else config.mirror
     extractor = make_extractor("scatternet", dataset.image_shape, mirror=mirror).to(device)
     if plan.input_norm == "GroupNorm":
         group_normalizer(extractor.output_shape[0], plan.num_groups)  # say so before minutes of extraction
@@ -71,10 +72,12 @@ def run(config: BaselinesConfig) -> RunFolder:
         dataset, extractor, features_dir=config.features_dir, dtype=config.feature_dtype, progress=True
     ) as features:
         seconds_extract = time.monotonic() - begin
-        _say(f"features: {features.path}")
+        _say(f"features: cached in {config.features_dir}")
+        resumed = folder is not None
         if folder is None:
             folder = RunFolder.create(config.run_dir or _new_run_dir(dataset.name), config)
         with folder.locked():
+            checkpoint = Checkpoint.load(folder.checkpoint) if resumed else None
             folder.write_metrics(checkpoint.metrics if checkpoint else [])
             result = _fit(config, dataset, plan, extractor, features, folder, checkpoint, device)
             _record(folder, plan, result, seconds_extract)
@@ -135,13 +138,14 @@ def _record(folder: RunFolder, plan: TrainingPlan, result: FitResult, seconds_ex
             "test_accuracy": result.test_accuracy,
             "test_accuracy_ema": result.test_accuracy_ema,
             "private": certificate["private"],
+            "not_private": certificate["not_private"],
             "epsilon": certificate["epsilon"],
             "delta": plan.delta,
             "accountant": plan.accountant,
             "epsilon_by_accountant": certificate["epsilon_by_accountant"],
             "noise_multiplier": plan.noise_multiplier,
             "steps": plan.steps,
-            "sample_rate": plan.selection().sample_rate,
+            "sample_rate": certificate["sampler"].get("sample_rate"),
             "seconds_extract": round(seconds_extract, 3),
             "seconds_train": round(result.seconds, 3),
             "peak_memory_bytes": peak_memory_bytes(),

@@ -668,7 +668,12 @@ class _Writer:
             if progress:  # a hidden bar is not free of risk: it takes a lock that forked processes share
                 total = sum(place.rows for place in places.values())
                 bar = stack.enter_context(
-                    tqdm(total=total, initial=sum(done.values()), desc=self.path.stem, unit="img")
+                    tqdm(
+                        total=total,
+                        initial=sum(done.values()),
+                        desc=f"{self.dataset.name}, {self.extractor.name}",
+                        unit="img",
+                    )
                 )
             try:
                 for split in SPLITS:

@@ -33,7 +33,9 @@ def linear_engine(
     weight, bias = model.weight.detach(), model.bias
     if squared_norms is None:
         squared_norms = x.square().sum(1)
-    logits = torch.addmm(bias.detach(), x, weight.t()) if bias is not None else x @ weight.t()
+    logits = (weight @ x.t()).t()  # this way round: few rows times many is half as fast the other way
+    if bias is not None:
+        logits = logits + bias.detach()
     residuals = _loss_gradient(loss, logits, y)
     norms = residuals.norm(dim=1) * (squared_norms + (bias is not None)).sqrt()
     factors = clip_factors(norms, max_grad_norm)

@@ -6,7 +6,8 @@
 | ``rdp`` | Rényi DP of the Poisson-subsampled Gaussian (Mironov et al. 2019) | tight (Canonne, Kamath & Steinke 2020, Prop. 12) |
 | ``rdp_classic`` | the same divergences over :data:`scatterdp.privacy.renyi.ORDERS` | ``ε = min_α rdp(α) + ln(1/δ)/(α-1)`` (Mironov 2017, Prop. 3) |
 
-All three are upper bounds on the same true ε; ``pld`` is the smallest in practice and the default.
+All three are upper bounds on the same true ε; ``pld`` is the smallest in practice and the default (where RDP says that ε is
+in the hundreds, RDP's bound is returned under every name).
 
 >>> import dp_accounting
 >>> round(epsilon_of(dp_accounting.GaussianDpEvent(4.0), delta=1e-5), 3)
@@ -19,6 +20,7 @@ import math
 from typing import Literal, get_args
 
 import dp_accounting
+import numpy as np
 from dp_accounting import pld, rdp
 
 from scatterdp.errors import ConfigError
@@ -27,11 +29,15 @@ from scatterdp.privacy import renyi
 Accountant = Literal["pld", "rdp", "rdp_classic"]
 ACCOUNTANTS: tuple[Accountant, ...] = get_args(Accountant)
 
-ADJACENCY = "add or remove one example (the number of examples N, the classes and the image size are public)"
+ADJACENCY = (
+    "add or remove one example (N, image size and colour, and the classes are public; sample rate, steps, noise and divisors "
+    "stay those of N)"
+)
 
 # Above this ε nothing is protected; privacy loss distributions would take gigabytes to say it more exactly.
 _PLD_LIMIT = 200.0
 _WHOLE_ORDERS = tuple(range(2, 64))  # a closed form each, no series
+_ALL_ORDERS = tuple(rdp.RdpAccountant().orders.tolist())
 
 
 def epsilon_of(
@@ -63,14 +69,29 @@ def epsilon_of(
     if is_noiseless(event):
         return math.inf
     if accountant == "rdp_classic":
-        return renyi.classic_epsilon(renyi.divergences_of(event), delta)
+        return renyi.classic_epsilon(_divergences(event, renyi.ORDERS), delta)
     if accountant == "rdp":
-        return max(0.0, float(_compose(rdp.RdpAccountant(), event).get_epsilon(delta)))
-    rough = float(_compose(rdp.RdpAccountant(orders=_WHOLE_ORDERS), event).get_epsilon(delta))
-    if rough > _PLD_LIMIT:
-        return rough
-    exact = _compose(pld.PLDAccountant(value_discretization_interval=discretization), event)
-    return max(0.0, float(exact.get_epsilon(delta)))
+        return _moments(event, delta, _ALL_ORDERS)
+    if _moments(event, delta, _WHOLE_ORDERS) > _PLD_LIMIT:
+        return _moments(event, delta, _ALL_ORDERS)
+    try:
+        with renyi.quiet_logging():
+            composed = pld.PLDAccountant(value_discretization_interval=discretization).compose(event)
+    except dp_accounting.UnsupportedEventError as error:
+        raise ConfigError(f"event {event}: the pld accountant cannot account it ({error})") from error
+    epsilon = float(composed.get_epsilon(delta))
+    return math.inf if math.isnan(epsilon) else max(0.0, epsilon)
+
+
+def _moments(event: dp_accounting.DpEvent, delta: float, orders: tuple[float, ...]) -> float:
+    return renyi.tight_epsilon(_divergences(event, orders), delta, orders)
+
+
+def _divergences(event: dp_accounting.DpEvent, orders: tuple[float, ...]) -> np.ndarray:
+    try:
+        return renyi.divergences_of(event, orders)
+    except dp_accounting.UnsupportedEventError as error:
+        raise ConfigError(f"event {event}: the rdp accountant cannot account it ({error})") from error
 
 
 def is_noiseless(event: dp_accounting.DpEvent) -> bool:
@@ -79,7 +100,7 @@ def is_noiseless(event: dp_accounting.DpEvent) -> bool:
         case dp_accounting.NonPrivateDpEvent():
             return True
         case dp_accounting.GaussianDpEvent():
-            return event.noise_multiplier == 0
+            return not event.noise_multiplier > 0
         case dp_accounting.PoissonSampledDpEvent():
             return event.sampling_probability > 0 and is_noiseless(event.event)
         case dp_accounting.SelfComposedDpEvent():
@@ -87,13 +108,3 @@ def is_noiseless(event: dp_accounting.DpEvent) -> bool:
         case dp_accounting.ComposedDpEvent():
             return any(is_noiseless(part) for part in event.events)
     return False
-
-
-def _compose(
-    accountant: dp_accounting.PrivacyAccountant, event: dp_accounting.DpEvent
-) -> dp_accounting.PrivacyAccountant:
-    try:
-        with renyi.quiet_logging():
-            return accountant.compose(event)
-    except dp_accounting.UnsupportedEventError as error:
-        raise ConfigError(f"event {event}: {type(accountant).__name__} cannot account it ({error})") from error

@@ -35,7 +35,7 @@ def calibrate_noise_multiplier(
     accountant: Accountant = "pld",
     prior: dp_accounting.DpEvent | None = None,
 ) -> float:
-    """The smallest noise multiplier (to 4 decimals, rounded up) whose whole ledger is within the target.
+    """A noise multiplier whose whole ledger is within the target, within 1e-3 (relative) of the smallest; 4 decimals.
 
     Args:
         make_event: σ → the event to calibrate, less private for smaller σ.
@@ -76,7 +76,10 @@ def calibrate_noise_multiplier(
     high = _bisect(lambda sigma: epsilon(sigma, _COARSE) <= target_epsilon, low, high)
     if accountant == "pld":
         # The coarse buckets overstate ε a little, so their answer is an upper end that is nearly tight.
-        high = _bisect(lambda sigma: epsilon(sigma, _FINE) <= target_epsilon, high * 0.998, high)
+        low = high * 0.998
+        while low > _SMALLEST and epsilon(low, _FINE) <= target_epsilon:
+            high, low = low, low - 4 * (high - low)
+        high = _bisect(lambda sigma: epsilon(sigma, _FINE) <= target_epsilon, low, high)
     sigma = math.ceil(high * 1e4) / 1e4
     while epsilon(sigma, _FINE) > target_epsilon:  # numerical ε is monotone only up to its rounding
         sigma = math.ceil(sigma * 1.0001 * 1e4) / 1e4
@@ -97,7 +100,7 @@ def calibrate_steps(
         BudgetError: not even one step fits.
         ConfigError: a target out of range.
     """
-    check_target(max_epsilon, delta)
+    check_target(max_epsilon, delta, name="max_epsilon")
 
     def fits(steps: int) -> bool:
         return epsilon_of(make_event(steps), delta=delta, accountant=accountant) <= max_epsilon
@@ -115,10 +118,10 @@ def calibrate_steps(
     return low
 
 
-def check_target(target_epsilon: float, target_delta: float) -> None:
-    """Raise ConfigError unless ε is a finite number > 0 and δ lies in (0, 1)."""
+def check_target(target_epsilon: float, target_delta: float, *, name: str = "target_epsilon") -> None:
+    """Raise ConfigError unless ε, called ``name``, is a finite number > 0 and δ lies in (0, 1)."""
     if not (math.isfinite(target_epsilon) and target_epsilon > 0):
-        raise ConfigError(f"target_epsilon={target_epsilon}: expected a finite number > 0")
+        raise ConfigError(f"{name}={target_epsilon}: expected a finite number > 0")
     if not 0 < target_delta < 1:
         raise ConfigError(f"target_delta={target_delta}: expected a number between 0 and 1")
 

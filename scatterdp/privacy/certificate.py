@@ -1,11 +1,12 @@
 """The certificate: what a run guarantees, from its ledger, in a form that a reader can check.
 
 Nothing in it depends on the private data beyond what the ledger counts: no digest of private data (a keyed
-commitment stands for it), no sampled batch size, no gradient norm.
+commitment with a nonce stands for it), no sampled batch size, no gradient norm.
 """
 
 from __future__ import annotations
 
+import math
 import platform
 from importlib.metadata import version
 from typing import Any
@@ -17,11 +18,12 @@ from scatterdp.privacy.randomness import RandomKey
 SCHEMA = 1
 
 LIMITS = (
-    "N, the image size and the set of classes are public.",
+    "The unit is one example (one image). Someone with k examples has the weaker protection of a group of k: about k·ε.",
+    "N, image size and colour, and the set of classes are public; what is computed from N stays as it is for the neighbour.",
     "One run is covered. Several runs on the same people add up (compose their ledgers), and so does choosing among them.",
     "Test examples are not protected: accuracy on them is computed without noise.",
     "Cached features, the checkpoint of an unfinished run and the commitment key are private files: do not publish them.",
-    "Error messages, timings and memory use are not covered.",
+    "Whether and why a run fails, console output, timings and memory use are not covered.",
     "Gradients and noise are floating-point numbers; the proof is for real numbers.",
 )
 
@@ -58,9 +60,16 @@ def make_certificate(
     private = finite_or_none(epsilon) is not None
     if private:
         statement = (
-            f"This run is (ε = {epsilon:.4f}, δ = {delta:g})-differentially private. Neighbouring data sets: {adjacency}. "
-            "Covered: the normalisation statistics, every model update, and all that is computed from them."
+            f"This run is (ε = {math.ceil(epsilon * 1e4) / 1e4:.4f}, δ = {delta!r})-differentially private. "
+            f"Neighbouring data sets: {adjacency}. Covered: the normalisation statistics, every model update, and all that is "
+            f"computed from them. Not covered: {', '.join(not_private)}."
         )
+        if key.seed is not None:
+            statement += (
+                " The noise comes from a seed: the guarantee holds only against those who cannot learn or guess it."
+            )
+        if delta >= 1 / data["num_train"]:
+            statement += " δ is not below 1/N: it would allow publishing one example outright."
     else:
         statement = "This run is NOT differentially private: something was released without noise."
     return {

@@ -19,9 +19,12 @@ from scatterdp.errors import UserError
 KEY_NAME = "commitment.key"
 
 
-def commitment(fingerprint: str, key: bytes) -> str:
-    """HMAC-SHA-256 of a fingerprint, hexadecimal."""
-    return hmac.new(key, fingerprint.encode(), hashlib.sha256).hexdigest()
+def commitment(fingerprint: str, key: bytes, nonce: str) -> str:
+    """HMAC-SHA-256 of a nonce and a fingerprint, hexadecimal.
+
+    The nonce is fresh for every certificate and stands in it: equal commitments would tell that the data did not change.
+    """
+    return hmac.new(key, f"{nonce} {fingerprint}".encode(), hashlib.sha256).hexdigest()
 
 
 def commitment_key(folder: Path) -> bytes:

@@ -100,8 +100,8 @@ class Ledger:
         Raises:
             TypeError: an event that could not be written down, before anything changes.
         """
-        event_to_json(entry.event)
-        self._entries.append(entry)
+        event = event_from_json(event_to_json(entry.event))  # a copy: nobody else holds its lists
+        self._entries.append(LedgerEntry(entry.name, event, dict(entry.details)))
 
     @property
     def entries(self) -> tuple[LedgerEntry, ...]:

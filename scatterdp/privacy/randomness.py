@@ -76,9 +76,9 @@ class RandomKey:
 
     def describe(self) -> dict[str, object]:
         """What the certificate says of the noise source."""
-        origin = "256 bits from the operating system" if self.seed is None else f"--seed={self.seed}"
+        origin = "256 bits from the operating system" if self.seed is None else "derived from a seed that the user gave"
         return {
-            "stream": "SHAKE-256 in counter mode, 53-bit uniforms through the inverse normal distribution function",
+            "stream": "SHAKE-256 in counter mode, 52-bit uniforms through the inverse normal distribution function",
             "key": origin,
             "cryptographic": self.seed is None,
             "caveat": (

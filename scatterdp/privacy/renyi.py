@@ -13,6 +13,7 @@ For each order α the divergence of the Poisson-subsampled Gaussian (Mironov, Ta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -35,9 +36,16 @@ _EPSILON_BRACKET = 0.01
 
 
 def divergences_of(event: dp_accounting.DpEvent, orders: tuple[float, ...] = ORDERS) -> np.ndarray:
-    """``(len(orders),)`` Rényi divergences of an event, add/remove-one adjacency."""
+    """``(len(orders),)`` Rényi divergences of an event, add/remove-one adjacency; ``inf`` where they cannot be computed.
+
+    Whole orders are exact; between them dp-accounting's answer for a sampled Gaussian is an upper bound.
+    """
+    if not min(orders) > 1:
+        raise ConfigError(f"orders={min(orders)}, …: expected numbers > 1")
     with quiet_logging():
-        return rdp.RdpAccountant(orders=orders).compose(event).rdp
+        divergences = rdp.RdpAccountant(orders=orders).compose(event).rdp
+    # A divergence is never negative: below 0 (or NaN) the computation has overflowed, which must not look private.
+    return np.where(divergences >= 0, divergences, np.inf)
 
 
 @contextmanager
@@ -53,12 +61,19 @@ def quiet_logging() -> Iterator[None]:
 
 def classic_epsilon(divergences: np.ndarray, delta: float, orders: tuple[float, ...] = ORDERS) -> float:
     """``min_α rdp(α) + ln(1/δ)/(α-1)``, not below 0 (Mironov 2017, Proposition 3)."""
-    return max(0.0, float(np.min(divergences - np.log(delta) / (np.asarray(orders) - 1))))
+    return _sound(float(np.min(divergences - np.log(delta) / (np.asarray(orders) - 1))))
 
 
 def tight_epsilon(divergences: np.ndarray, delta: float, orders: tuple[float, ...] = ORDERS) -> float:
     """Canonne, Kamath & Steinke 2020, Proposition 12, minimised over the orders."""
-    return max(0.0, float(rdp_privacy_accountant.compute_epsilon(orders, divergences.tolist(), delta)[0]))
+    if not np.isfinite(divergences).any():
+        return math.inf
+    return _sound(float(rdp_privacy_accountant.compute_epsilon(orders, divergences.tolist(), delta)[0]))
+
+
+def _sound(epsilon: float) -> float:
+    """At least 0, and ``inf`` for what is not a number."""
+    return math.inf if math.isnan(epsilon) else max(0.0, epsilon)
 
 
 def get_renyi_divergence(sample_rate: float, noise_multiplier: float, orders: tuple[float, ...] = ORDERS) -> np.ndarray:
@@ -71,8 +86,8 @@ def get_renyi_divergence(sample_rate: float, noise_multiplier: float, orders: tu
     """
     if not 0 < sample_rate <= 1:
         raise ConfigError(f"sample_rate={sample_rate}: expected a number in (0, 1]")
-    if not noise_multiplier > 0:
-        raise ConfigError(f"noise_multiplier={noise_multiplier}: expected a number > 0")
+    if not (math.isfinite(noise_multiplier) and noise_multiplier > 0):
+        raise ConfigError(f"noise_multiplier={noise_multiplier}: expected a finite number > 0")
     gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
     return divergences_of(dp_accounting.PoissonSampledDpEvent(sample_rate, gaussian), orders)
 
@@ -110,6 +125,8 @@ def get_epsilon(
         raise ConfigError(f"target_delta={target_delta}: expected a number between 0 and 1")
     if conversion not in ("tight", "classic"):
         raise ConfigError(f"conversion={conversion!r}: expected 'tight' or 'classic'")
+    if not np.all(np.asarray(rdp_init) >= 0):
+        raise ConfigError("rdp_init: expected divergences ≥ 0, one an order")
     steps = (num_samples // batch_size) * epochs
     spent = rdp_init + steps * get_renyi_divergence(batch_size / num_samples, noise_multiplier, orders)
     convert = tight_epsilon if conversion == "tight" else classic_epsilon

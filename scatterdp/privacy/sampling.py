@@ -94,6 +94,8 @@ class PoissonSelection(BatchSelection):
     kind = "poisson"
 
     def indices(self, step: int, key: RandomKey) -> np.ndarray:
+        if self.batch_size == self.num_examples:
+            return np.arange(self.num_examples)
         words = key.words("batch selection", counter=step, count=self.num_examples)
         # ⌊q·2⁶⁴⌋ of 2⁶⁴ words: the probability is within 2⁻⁶⁴ of q, and never above it.
         return np.flatnonzero(words < np.uint64(self.batch_size * 2**64 // self.num_examples))
@@ -131,6 +133,10 @@ class ShuffledBatches(BatchSelection):
     @property
     def batches_per_epoch(self) -> int:
         return self.num_examples // self.batch_size
+
+    def describe(self) -> dict[str, Any]:
+        """Without a sample rate: nothing is sampled at random as far as the guarantee goes."""
+        return {name: value for name, value in super().describe().items() if name != "sample_rate"}
 
     def indices(self, step: int, key: RandomKey) -> np.ndarray:
         epoch, batch = divmod(step, self.batches_per_epoch)

@@ -155,9 +155,10 @@ def clip_rows(rows: Tensor, bound: float) -> Tensor:
 
 
 def _vectors(features: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    scaled = features.float() / scale.to(features.device).float()[:, None, None]
-    means = scaled.mean((2, 3), dtype=torch.float64)
-    squares = scaled.square_().mean((2, 3), dtype=torch.float64)
+    # Double precision: no finite feature's square overflows, so no example decides by its size whether there is a run.
+    scaled = features.double() / scale.to(features.device)[:, None, None]
+    means = scaled.mean((2, 3))
+    squares = scaled.square_().mean((2, 3))
     if not (means.isfinite().all() and squares.isfinite().all()):
         raise UserError("features: found NaN or infinite values; remove the examples or choose another extractor")
     return means.cpu(), squares.cpu()

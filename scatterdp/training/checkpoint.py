@@ -1,11 +1,14 @@
 """Checkpoints: all that a killed run needs to go on as if nothing had happened.
 
 The file holds the run's random key: whoever reads it can recompute every noise draw. It is written with mode 0600 and
-removed when the run is complete. It is replaced atomically, so a kill leaves the last complete one.
+removed when the run is complete. It is replaced atomically, so a kill leaves the last complete one. Its first 32 bytes are the
+SHA-256 of the rest.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import pickle
 from dataclasses import dataclass
@@ -17,7 +20,8 @@ import torch
 from scatterdp.errors import UserError
 from scatterdp.privacy.randomness import RandomKey
 
-SCHEMA = 1
+SCHEMA = 2
+_DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,8 @@ class Checkpoint:
 
     Args:
         key: the run's random key.
-        dataset_fingerprint: of the data that the run reads.
+        context: everything that decides the run's numbers (:func:`scatterdp.training.fit.context`); a run goes on only in
+            its own.
         normalizer: the normaliser's state dict (released statistics are released once, not again on resume).
         ledger: entries so far, as JSON values.
         training: :meth:`scatterdp.training.loop.TrainingState.state_dict`.
@@ -35,7 +40,7 @@ class Checkpoint:
     """
 
     key: RandomKey
-    dataset_fingerprint: str
+    context: str
     normalizer: dict[str, Any]
     ledger: list[dict[str, Any]]
     training: dict[str, Any]
@@ -47,8 +52,12 @@ class Checkpoint:
         values = {**vars(self), "key": {"secret": self.key.secret.hex(), "seed": self.key.seed}, "schema": SCHEMA}
         temporary = path.with_name(path.name + ".tmp")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.fchmod(descriptor, 0o600)  # it may have been there
+        content = io.BytesIO()
+        torch.save(values, content)
         with os.fdopen(descriptor, "wb") as file:
-            torch.save(values, file)
+            file.write(hashlib.sha256(content.getbuffer()).digest())
+            file.write(content.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -61,14 +70,33 @@ class Checkpoint:
             UserError: no such file, damaged, or of another version.
         """
         try:
-            values = torch.load(path, weights_only=True, map_location="cpu")
+            content = path.read_bytes()
         except FileNotFoundError:
             raise UserError(
                 f"resume={path.parent}: has no {path.name}; the run is complete or never began, start one with a new --run_dir"
             ) from None
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise UserError(f"{path}: damaged checkpoint ({error}); start the run anew in another --run_dir") from error
-        if not isinstance(values, dict) or values.pop("schema", None) != SCHEMA:
-            raise UserError(f"{path}: not a checkpoint of this version; start the run anew in another --run_dir")
-        secret = values.pop("key")
-        return cls(key=RandomKey(bytes.fromhex(secret["secret"]), secret["seed"]), **values)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be read ({error.strerror}); start the run anew in another --run_dir"
+            ) from error
+        digest, content = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        if hashlib.sha256(content).digest() != digest:
+            raise UserError(f"{path}: damaged checkpoint; start the run anew in another --run_dir")
+        try:
+            values = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+            if values.pop("schema") != SCHEMA:
+                raise ValueError("another schema")
+            secret = values.pop("key")
+            return cls(key=RandomKey(bytes.fromhex(secret["secret"]), secret["seed"]), **values)
+        except (
+            RuntimeError,
+            EOFError,
+            pickle.UnpicklingError,
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+        ) as error:
+            raise UserError(
+                f"{path}: not a checkpoint of this version; start the run anew in another --run_dir"
+            ) from error

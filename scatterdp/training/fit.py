@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -48,8 +50,8 @@ def fit(
         features: cached features of the train and test split.
         plan: a calibrated plan for ``features.num_rows("train")`` examples.
         extractor: the one that made ``features``; it pushes synthetic images through for the bounds of ``BN``.
-        key: random key; a fresh one from the operating system by default. It is bound to the plan and the data, so that
-            no two different runs share noise.
+        key: random key; a fresh one from the operating system by default. It is bound to the run's :func:`context`, so that
+            runs from one seed share no noise when they differ in anything.
         device: where rows and weights live.
         physical_batch_size: rows in work at once; no privacy meaning.
         augmented_images: ``(N, H, W[, 3])`` uint8 training images to flip, crop and extract at every step, in place of
@@ -63,10 +65,18 @@ def fit(
     Raises:
         UserError: plan, extractor or checkpoint do not belong to these features; features that are not finite.
     """
-    _check_belonging(features, plan, extractor, resume)
+    here = context(
+        features, plan, augmented=augmented_images is not None, physical_batch_size=physical_batch_size, device=device
+    )
+    _check_belonging(features, plan, extractor)
+    if resume is not None and resume.context != here:
+        raise UserError(
+            "resume: data, settings, device or versions are not those that the run began with; its noise must not be used "
+            "for anything else: restore them, or start a new run"
+        )
     begin = time.monotonic() - (resume.seconds if resume else 0.0)
     if resume is None:
-        key = (key or RandomKey.from_system()).bound_to(_context(features, plan))
+        key = (key or RandomKey.from_system()).bound_to(here)
         normalizer, entries = release_normalizer(features, plan, extractor=extractor, key=key)
         ledger = Ledger(entries)
         metrics: list[dict[str, Any]] = []
@@ -101,11 +111,11 @@ def fit(
         on_checkpoint(
             Checkpoint(
                 key=key,
-                dataset_fingerprint=features.dataset_fingerprint,
-                normalizer=head.normalizer.state_dict(),
+                context=here,
+                normalizer=copy.deepcopy(head.normalizer.state_dict()),
                 ledger=ledger.to_json(),
-                training=state.state_dict(),
-                metrics=metrics,
+                training=copy.deepcopy(state.state_dict()),
+                metrics=list(metrics),
                 seconds=time.monotonic() - begin,
             )
         )
@@ -151,9 +161,7 @@ def fit(
     )
 
 
-def _check_belonging(
-    features: FeatureCache, plan: TrainingPlan, extractor: Extractor, resume: Checkpoint | None
-) -> None:
+def _check_belonging(features: FeatureCache, plan: TrainingPlan, extractor: Extractor) -> None:
     if plan.num_examples != features.num_rows("train"):
         raise UserError(
             f"num_examples={plan.num_examples}: the features have {features.num_rows('train')} training rows, "
@@ -161,12 +169,20 @@ def _check_belonging(
         )
     if extractor.fingerprint != features.extractor_fingerprint:
         raise UserError(f"extractor: {extractor.name} with this configuration did not make {features.path}")
-    if resume is not None and resume.dataset_fingerprint != features.dataset_fingerprint:
-        raise UserError("resume: the data set has changed since the run began; restore it, or start a new run")
 
 
-def _context(features: FeatureCache, plan: TrainingPlan) -> str:
-    return repr((features.dataset_fingerprint, features.extractor_fingerprint, features.dtype, plan))
+def context(
+    features: FeatureCache,
+    plan: TrainingPlan,
+    *,
+    augmented: bool,
+    physical_batch_size: int,
+    device: torch.device | str,
+) -> str:
+    """Everything that decides a run's numbers beside its key, rounding included."""
+    versions = {name: version(name) for name in ("scatterdp", "torch", "numpy", "scipy")}
+    data = (features.dataset_fingerprint, features.extractor_fingerprint, features.dtype)
+    return repr((data, plan, augmented, physical_batch_size, str(device), versions))
 
 
 def _epsilon_so_far(plan: TrainingPlan, step: int, total: float | None) -> float | None:

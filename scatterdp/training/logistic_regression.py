@@ -86,6 +86,7 @@ def fit_logistic_regression(
             published_data=published_data,
             augmented=False,
             not_private=["everything"],
+            sampler={"kind": "none"},
         ),
         metrics=metrics,
         seconds=time.monotonic() - begin,

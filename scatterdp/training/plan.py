@@ -11,6 +11,7 @@ The plan knows its events before anything touches private data, so a budget is c
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,6 +70,14 @@ class TrainingPlan:
         make_selection(self.sampling, num_examples=self.num_examples, batch_size=self.batch_size, steps=1)
         if self.epochs < 1:
             raise ConfigError(f"epochs={self.epochs}: expected at least 1")
+        for name in ("noise_multiplier", "bn_noise_multiplier", "lr", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"{name}={value}: expected a finite number ≥ 0")
+        if self.max_grad_norm == 0:
+            raise ConfigError("max_grad_norm=0: expected a number > 0")
+        if not 0 < self.delta < 1:
+            raise ConfigError(f"delta={self.delta}: expected a number between 0 and 1")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -122,7 +131,7 @@ class TrainingPlan:
         )
 
     def calibrated(self, *, target_epsilon: float) -> TrainingPlan:
-        """The same plan with the smallest noise multiplier whose total stays within ``target_epsilon``.
+        """The same plan with a noise multiplier whose total just stays within ``target_epsilon``.
 
         Raises:
             BudgetError: the statistics alone exceed it.

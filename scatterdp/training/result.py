@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,11 +49,13 @@ def certify(
     published_data: bool,
     augmented: bool,
     not_private: list[str],
+    sampler: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The certificate of a run on cached features.
 
     Args:
         published_data: the data set is public, so its fingerprint may be named; otherwise a commitment is.
+        sampler: in words, when it is not the plan's.
     """
     data: dict[str, Any] = {
         "name": features.dataset_name,
@@ -64,14 +67,18 @@ def certify(
     if published_data:
         data["fingerprint"] = features.dataset_fingerprint
     else:
-        data["commitment"] = commitment(features.dataset_fingerprint, commitment_key(features.path.parent))
-        data["commitment_is"] = "HMAC-SHA-256 of the data set's fingerprint under commitment.key of the features folder"
+        nonce = secrets.token_hex(16)
+        data["commitment"] = commitment(features.dataset_fingerprint, commitment_key(features.path.parent), nonce)
+        data["commitment_nonce"] = nonce
+        data["commitment_is"] = (
+            "HMAC-SHA-256 of nonce, space and the data set's fingerprint under commitment.key of the features folder"
+        )
     return make_certificate(
         ledger,
         delta=plan.delta,
         accountant=plan.accountant,
         adjacency=plan.selection().adjacency,
-        sampler=plan.selection().describe(),
+        sampler=sampler or plan.selection().describe(),
         key=key,
         data=data,
         features={

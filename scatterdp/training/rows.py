@@ -34,7 +34,10 @@ class Rows(Protocol):
     """Training examples by row number."""
 
     def pieces(self, indices: np.ndarray, *, step: int) -> Iterator[Piece]:
-        """The examples of one logical batch in physical pieces; none for an empty batch."""
+        """The examples of one logical batch in physical pieces; none for an empty batch.
+
+        A piece is valid until the next one is asked for: its memory may be used again.
+        """
         ...
 
 
@@ -55,9 +58,17 @@ class FeatureRows:
     physical_batch_size: int = DEFAULT_PHYSICAL_BATCH
 
     def pieces(self, indices: np.ndarray, *, step: int) -> Iterator[Piece]:
-        for part in torch.from_numpy(indices).to(self.x.device).split(self.physical_batch_size):
-            if len(part):
-                yield Piece(self.x[part].float(), self.y[part], self.squared_norms[part])
+        if len(indices) == 0:
+            return
+        size = min(self.physical_batch_size, len(indices))
+        # One buffer for all pieces: fresh memory for each would cost as much again as the copy, in page faults.
+        stored = torch.empty(size, self.x.shape[1], dtype=self.x.dtype, device=self.x.device)
+        single = stored if stored.dtype == torch.float32 else torch.empty_like(stored, dtype=torch.float32)
+        for part in torch.from_numpy(indices).to(self.x.device).split(size):
+            x = torch.index_select(self.x, 0, part, out=stored[: len(part)])
+            if single is not stored:
+                x = single[: len(part)].copy_(x)
+            yield Piece(x, self.y[part], self.squared_norms[part])
 
 
 def load_rows(

@@ -150,9 +150,16 @@ def test_the_key_is_not_in_it():
 def test_a_seed_is_named_as_no_protection():
     found = certificate(run_ledger(), key=RandomKey.from_seed(11))
     assert found["noise_source"]["cryptographic"] is False
-    assert found["noise_source"]["key"] == "--seed=11"
+    assert found["noise_source"]["key"] == "derived from a seed that the user gave"
+    assert "only against those who cannot learn or guess it" in found["statement"]
+    assert "11" not in json.dumps(found["noise_source"])
     assert "can subtract the noise" in found["noise_source"]["caveat"]
     assert RandomKey.from_seed(11).secret.hex() not in json.dumps(found)
+
+
+def test_a_delta_that_allows_publishing_an_example():
+    assert "not below 1/N" not in certificate(run_ledger(), delta=9.9e-4)["statement"]
+    assert "δ is not below 1/N" in certificate(run_ledger(), delta=1e-3)["statement"]
 
 
 def test_nothing_released():

@@ -54,23 +54,28 @@ def test_a_key_of_another_size(tmp_path: Path, size: int):
     assert path.read_bytes() == b"k" * size
 
 
-def test_it_changes_with_key_and_fingerprint():
+def test_it_changes_with_key_fingerprint_and_nonce():
     first, second = bytes(32), b"\1" + bytes(31)
-    values = [commitment(text, key) for text in (FINGERPRINT, "b" * 64, FINGERPRINT[:-1]) for key in (first, second)]
-    assert len(set(values)) == 6
-    assert commitment(FINGERPRINT, first) == values[0]
+    values = [
+        commitment(text, key, nonce)
+        for text in (FINGERPRINT, "b" * 64, FINGERPRINT[:-1])
+        for key in (first, second)
+        for nonce in ("00", "01")
+    ]
+    assert len(set(values)) == 12
+    assert commitment(FINGERPRINT, first, "00") == values[0]
     for value in values:
         assert len(bytes.fromhex(value)) == 32
         assert FINGERPRINT not in value
 
 
 def test_it_is_the_standard_mac():
-    # RFC 4231, test case 2.
+    # RFC 4231, test case 2: its message cut at the first space into nonce and fingerprint.
     expected = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
-    assert commitment("what do ya want for nothing?", b"Jefe") == expected
+    assert commitment("do ya want for nothing?", b"Jefe", "what") == expected
 
 
 def test_fingerprints_that_differ_in_one_bit_have_unrelated_commitments():
     key = bytes(range(32))
-    first, second = (int(commitment(text, key), 16) for text in (FINGERPRINT, FINGERPRINT[:-1] + "b"))
+    first, second = (int(commitment(text, key, "00"), 16) for text in (FINGERPRINT, FINGERPRINT[:-1] + "b"))
     assert 80 < (first ^ second).bit_count() < 176

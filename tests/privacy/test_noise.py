@@ -39,6 +39,15 @@ def test_the_deviation_is_the_multiplier_times_the_sensitivity(sigma, sensitivit
         assert looks_standard_normal(sample.numpy() / (sigma * sensitivity)) == (factor == 1.0)
 
 
+@pytest.mark.parametrize(("sigma", "sensitivity"), [(5.67, 0.1), (0.05, 1000.0), (3.0, 1e-6)])
+def test_the_deviation_is_a_factor(sigma, sensitivity):
+    unit, scaled = (
+        draw((50,), dtype=torch.float64),
+        draw((50,), sigma=sigma, sensitivity=sensitivity, dtype=torch.float64),
+    )
+    torch.testing.assert_close(scaled, unit * sigma * sensitivity, rtol=1e-12, atol=0)
+
+
 def test_the_distribution_is_normal_to_the_tails(looks_standard_normal):
     sample = draw((400_000,), dtype=torch.float64).numpy()
     assert looks_standard_normal(sample)

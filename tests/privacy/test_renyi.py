@@ -123,8 +123,8 @@ def test_whole_orders_with_sampling_are_opacus_divergences(q, sigma):
 
 
 @pytest.mark.parametrize(("q", "sigma"), SAMPLED)
-def test_fractional_orders_with_sampling_are_opacus_divergences(q, sigma):
-    np.testing.assert_allclose(get_renyi_divergence(q, sigma), opacus_divergences(q, sigma, 1), rtol=1e-6)
+def test_fractional_orders_with_sampling_are_at_least_opacus_divergences(q, sigma):
+    assert np.all(get_renyi_divergence(q, sigma) >= opacus_divergences(q, sigma, 1) * (1 - 1e-6))
 
 
 @pytest.mark.parametrize(("q", "sigma"), SAMPLED)
@@ -243,8 +243,9 @@ def test_a_spent_budget_is_refused():
         (lambda: get_noise_mul(1000, 10, 3, 1, target_delta=0), "target_delta=0: expected"),
         (lambda: get_noise_mul(1000, 10, 3, 1, target_delta=1), "target_delta=1: expected"),
         (lambda: get_noise_mul(1000, 10, 3, 1, conversion="new"), "conversion='new': expected 'tight' or 'classic'"),  # pyright: ignore[reportArgumentType]
-        (lambda: get_epsilon(1000, 10, 0, 1), "noise_multiplier=0: expected a number > 0"),
+        (lambda: get_epsilon(1000, 10, 0, 1), "noise_multiplier=0: expected a finite number > 0"),
         (lambda: get_epsilon(1000, 10, math.nan, 1), "noise_multiplier=nan"),
+        (lambda: get_epsilon(1000, 10, math.inf, 1), "noise_multiplier=inf"),
         (lambda: get_renyi_divergence(0, 1), r"sample_rate=0: expected a number in \(0, 1\]"),
         (lambda: get_renyi_divergence(1.5, 1), "sample_rate=1.5"),
         (lambda: get_renyi_divergence(math.nan, 1), "sample_rate=nan"),

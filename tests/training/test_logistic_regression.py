@@ -45,6 +45,7 @@ def test_says_that_nothing_is_private(small_features: FeatureCache, small_extrac
     assert certificate["private"] is False
     assert certificate["epsilon"] is None
     assert certificate["not_private"][-1] == "everything"
+    assert certificate["sampler"] == {"kind": "none"}
     assert [(entry["name"], entry["event"]) for entry in certificate["ledger"]] == [
         ("logistic regression without noise", {"type": "NonPrivateDpEvent"})
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 from typing import Any
 
 import dp_accounting
@@ -63,18 +64,27 @@ def test_epsilon_comes_from_the_ledger(small_features: FeatureCache):
     assert certificate["private"] is True
     assert certificate["epsilon"] == certificate["epsilon_by_accountant"]["pld"]
     assert certificate["epsilon"] == pytest.approx(PLAN.epsilon(), rel=1e-9)
-    assert f"ε = {certificate['epsilon']:.4f}, δ = 0.001" in certificate["statement"]
+    claimed = re.search(r"ε = (\d+\.\d{4}), δ = 0\.001", certificate["statement"])
+    assert claimed is not None
+    assert certificate["epsilon"] <= float(claimed[1]) <= certificate["epsilon"] + 1e-4
 
 
 def test_private_data_are_named_by_a_commitment(small_features: FeatureCache):
     certificate = make(small_features)
+    data = certificate["data"]
     secret = (small_features.path.parent / "commitment.key").read_bytes()
-    expected = hmac.new(secret, small_features.dataset_fingerprint.encode(), hashlib.sha256).hexdigest()
-    assert certificate["data"]["commitment"] == expected
-    assert make(small_features)["data"]["commitment"] == expected
+    message = f"{data['commitment_nonce']} {small_features.dataset_fingerprint}".encode()
+    assert data["commitment"] == hmac.new(secret, message, hashlib.sha256).hexdigest()
+    assert re.fullmatch("[0-9a-f]{32}", data["commitment_nonce"])
     text = json.dumps(certificate)
     assert small_features.dataset_fingerprint not in text
     assert secret.hex() not in text
+
+
+def test_commitments_do_not_tell_that_the_data_are_the_same(small_features: FeatureCache):
+    first, second = (make(small_features)["data"] for _ in range(2))
+    assert first["commitment"] != second["commitment"]
+    assert first["commitment_nonce"] != second["commitment_nonce"]
 
 
 def test_published_data_are_named_by_their_fingerprint(small_features: FeatureCache):
@@ -94,11 +104,15 @@ def test_what_is_not_private_is_listed(small_features: FeatureCache):
     assert make(small_features, augmented=True)["features"]["augmented"] is True
 
 
+def test_another_sampler_than_the_plans(small_features: FeatureCache):
+    assert make(small_features, sampler={"kind": "none"})["sampler"] == {"kind": "none"}
+
+
 @pytest.mark.parametrize("key", [RandomKey.from_seed(2), RandomKey.from_system()])
 def test_the_key_is_not_in_it(small_features: FeatureCache, key):
     text = json.dumps(make(small_features, key=key))
     assert key.secret.hex() not in text
-    assert ("--seed=2" in text) == (key.seed is not None)
+    assert ("derived from a seed" in text) == (key.seed is not None)
 
 
 def test_without_noise_there_is_no_epsilon(small_features: FeatureCache):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 import torch
@@ -17,8 +20,14 @@ from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.rows import AugmentedRows, FeatureRows, Piece, load_rows
 
 
-def joined(pieces: list[Piece]) -> tuple[Tensor, Tensor]:
-    return torch.cat([piece.x for piece in pieces]), torch.cat([piece.y for piece in pieces])
+def copies(pieces: Iterable[Piece]) -> list[Piece]:
+    """Pieces to keep: the next one may be written over the last."""
+    return [dataclasses.replace(piece, x=piece.x.clone()) for piece in pieces]
+
+
+def joined(pieces: Iterable[Piece]) -> tuple[Tensor, Tensor]:
+    kept = copies(pieces)
+    return torch.cat([piece.x for piece in kept]), torch.cat([piece.y for piece in kept])
 
 
 class TestFeatureRows:
@@ -28,7 +37,7 @@ class TestFeatureRows:
         x = torch.randn(9, 4).to(dtype)
         rows = FeatureRows(x, torch.arange(9), x.float().square().sum(1), physical_batch_size)
         indices = np.array([7, 0, 3, 3, 8])
-        pieces = list(rows.pieces(indices, step=0))
+        pieces = copies(rows.pieces(indices, step=0))
         assert [len(piece.x) for piece in pieces] == sizes
         assert all(piece.x.dtype == torch.float32 for piece in pieces)
         all_x, all_y = joined(pieces)
@@ -124,13 +133,13 @@ class TestAugmentedRows:
     INDICES = np.array([3, 4, 10, 11, 40, 59])
 
     def test_shapes_labels_and_no_norms(self, make, small_dataset):
-        pieces = list(make(physical_batch_size=4).pieces(self.INDICES, step=2))
+        pieces = copies(make(physical_batch_size=4).pieces(self.INDICES, step=2))
         assert [tuple(piece.x.shape) for piece in pieces] == [(4, 24), (2, 24)]
         assert all(piece.squared_norms is None and piece.x.dtype == torch.float32 for piece in pieces)
         assert joined(pieces)[1].tolist() == small_dataset.y_train[self.INDICES].tolist()
 
     def test_rows_are_features_of_windows_of_their_images(self, make, small_dataset, small_extractor):
-        x, _ = joined(list(make().pieces(self.INDICES, step=0)))
+        x, _ = joined(make().pieces(self.INDICES, step=0))
         for row, index in zip(x, self.INDICES, strict=True):
             padded = np.pad(to_channels_first_float(small_dataset.x_train[[index]])[0], ((0, 0), (4, 4), (4, 4)))
             windows = np.stack([padded[:, t : t + 8, s : s + 8] for t in range(9) for s in range(9)])
@@ -139,24 +148,24 @@ class TestAugmentedRows:
             assert (candidates - row).abs().amax(1).min() < 1e-6
 
     def test_same_key_and_step_same_rows(self, make):
-        first, second = (joined(list(make().pieces(self.INDICES, step=5)))[0] for _ in range(2))
+        first, second = (joined(make().pieces(self.INDICES, step=5))[0] for _ in range(2))
         assert torch.equal(first, second)
 
     @pytest.mark.parametrize("other", [{"seed": 1}, {"step": 6}])
     def test_another_key_or_step_other_rows(self, make, other):
-        first, _ = joined(list(make().pieces(self.INDICES, step=5)))
-        second, _ = joined(list(make(seed=other.get("seed", 0)).pieces(self.INDICES, step=other.get("step", 5))))
+        first, _ = joined(make().pieces(self.INDICES, step=5))
+        second, _ = joined(make(seed=other.get("seed", 0)).pieces(self.INDICES, step=other.get("step", 5)))
         assert not torch.allclose(first, second)
 
     @pytest.mark.parametrize("physical_batch_size", [1, 2, 5])
     def test_physical_batch_size_changes_nothing(self, make, physical_batch_size):
-        whole, _ = joined(list(make().pieces(self.INDICES, step=5)))
-        parts, _ = joined(list(make(physical_batch_size=physical_batch_size).pieces(self.INDICES, step=5)))
+        whole, _ = joined(make().pieces(self.INDICES, step=5))
+        parts, _ = joined(make(physical_batch_size=physical_batch_size).pieces(self.INDICES, step=5))
         torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)
 
     def test_an_examples_augmentation_does_not_depend_on_other_examples(self, make):
-        together, _ = joined(list(make().pieces(self.INDICES, step=5)))
-        alone, _ = joined(list(make().pieces(self.INDICES[3:], step=5)))
+        together, _ = joined(make().pieces(self.INDICES, step=5))
+        alone, _ = joined(make().pieces(self.INDICES[3:], step=5))
         torch.testing.assert_close(alone, together[3:], rtol=0, atol=1e-6)
 
     def test_an_empty_batch_has_no_pieces(self, make):
@@ -164,7 +173,7 @@ class TestAugmentedRows:
 
     def test_rows_can_be_trained_on(self, make):
         """Rows made in inference mode may not be saved for a backward pass."""
-        x, y = joined(list(make().pieces(self.INDICES, step=0)))
+        x, y = joined(make().pieces(self.INDICES, step=0))
         layer = nn.Linear(24, 3)
         nn.functional.cross_entropy(layer(x), y).backward()
         assert layer.weight.grad is not None
