@@ -319,9 +319,9 @@ class TestWholeRun:
         for name in ("model.safetensors", "model_ema.safetensors"):
             assert (whole.folder / name).read_bytes() == (work / "second" / name).read_bytes()
 
-    def test_to_go_on_with_a_complete_run_is_refused(self, whole: WholeRun, work: Path):
+    def test_to_go_on_with_a_complete_run_is_refused(self, whole: WholeRun, run):
         before = contents(whole.folder)
-        outcome = finished(in_process(f"--resume={whole.folder}", folder=work))
+        outcome = run(f"--resume={whole.folder}")
         assert outcome.code == 2
         assert outcome.err == (
             f"error: resume={whole.folder}: has no checkpoint.pt; the run is complete or never began, "
@@ -342,7 +342,7 @@ class TestKilled:
     def test_a_killed_run_goes_on_to_the_same_end(self, run, work: Path, digits_features_dir: Path):
         arguments = [
             "--dataset=digits",
-            "--epochs=40",
+            "--epochs=24",
             "--noise_multiplier=4",
             "--input_norm=BN",
             "--seed=5",
@@ -352,7 +352,7 @@ class TestKilled:
         process = in_process(*arguments, "--run_dir=killed", script=self.SCRIPT, folder=work)
         rows, deadline = work / "killed" / "metrics.jsonl", time.monotonic() + LIMIT
         try:
-            while not (rows.exists() and rows.read_bytes().count(b"\n") >= 10):
+            while not (rows.exists() and rows.read_bytes().count(b"\n") >= 5):
                 assert process.poll() is None, process.communicate()
                 assert time.monotonic() < deadline
                 time.sleep(0.005)
@@ -361,7 +361,7 @@ class TestKilled:
         assert finished(process).code == -signal.SIGKILL
         assert names(work / "killed") - {"checkpoint.pt.tmp"} == {"checkpoint.pt", "config.json", "metrics.jsonl"}
         step = Checkpoint.load(work / "killed" / "checkpoint.pt").training["step"]
-        assert 18 <= step < 80
+        assert 8 <= step < 48
 
         with RunFolder(work / "killed").locked():
             outcome = run("--resume=killed")
@@ -765,8 +765,8 @@ class TestFlags:
         assert (certificate["private"], certificate["epsilon"]) == (False, None)
         assert {row["epsilon"] for row in read_rows(work / "run")} == {None}
 
-    def test_logistic_regression_says_that_it_is_not_private(self, run, work: Path):
-        outcome = run("--dataset=digits", "--optim=LR", "--run_dir=run")
+    def test_logistic_regression_says_that_it_is_not_private(self, run, work: Path, own_images: Path):
+        outcome = run(f"--dataset={own_images}", "--optim=LR", "--run_dir=run")
         assert outcome.code == 0
         assert "optim=LR: logistic regression, NOT PRIVATE" in outcome.out
         assert outcome.out.count("NOT PRIVATE: C = ") == 5
@@ -775,7 +775,7 @@ class TestFlags:
         assert (certificate["private"], certificate["epsilon"]) == (False, None)
         assert (summary["private"], summary["epsilon"], summary["sample_rate"]) == (False, None, None)
         assert "everything" in certificate["not_private"]
-        assert summary["test_accuracy"] > 0.9  # chance: 0.1
+        assert summary["test_accuracy"] > 0.8  # chance: 0.1
         assert names(work / "run") == FILES
         head = LinearHead(group_normalizer(81, 27), (81, 2, 2), 10)
         head.load_state_dict(load_file(work / "run" / "model.safetensors"))

@@ -18,7 +18,7 @@ from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.augmentation import flip_and_crop
 
 #: Rows in work at once, chosen by measurement: scripts/bench_linear_step.py prints the table.
-DEFAULT_PHYSICAL_BATCH = 256
+DEFAULT_PHYSICAL_BATCH = 512
 
 
 @dataclass(frozen=True)

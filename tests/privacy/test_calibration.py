@@ -98,7 +98,7 @@ def test_sampled_gaussians_never_overspend_and_are_nearly_tight(q, steps, target
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, phases=NO_SHRINKING)
+@settings(max_examples=15, deadline=None, phases=NO_SHRINKING)
 @given(
     q=st.sampled_from([0.005, 0.02, 0.1, 0.3]),
     steps=st.integers(20, 800),

@@ -12,7 +12,6 @@ import stat
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -55,9 +54,9 @@ def assert_equal(a: Checkpoint, b: Checkpoint) -> None:
         assert same(getattr(a, field.name), getattr(b, field.name)), field.name
 
 
-def save_values(path: Path, values: Any) -> None:
+def save_values(path: Path, values: Any, **how: Any) -> None:
     content = io.BytesIO()
-    torch.save(values, content)
+    torch.save(values, content, **how)
     sign(path, content.getvalue())
 
 
@@ -68,6 +67,15 @@ def sign(path: Path, content: bytes) -> None:
 
 def stored_values(path: Path) -> dict[str, Any]:
     return torch.load(io.BytesIO(path.read_bytes()[32:]), weights_only=True)
+
+
+def refused(path: Path, reason: str) -> Any:
+    return pytest.raises(
+        UserError, match=rf"^{re.escape(str(path))}: {reason}; start the run anew in another --run_dir$"
+    )
+
+
+DAMAGED, OTHER = "damaged checkpoint", "not a checkpoint of this version"
 
 
 @pytest.mark.parametrize("key", [RandomKey.from_seed(5), RandomKey.from_system()])
@@ -100,11 +108,10 @@ def test_it_is_replaced_as_a_whole(tmp_path, monkeypatch):
     first = make()
     first.save(path)
 
-    def dies_halfway(values, file):
-        file.write(b"half of it")
+    def dies(descriptor):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", dies_halfway)
+    monkeypatch.setattr(os, "fsync", dies)
     with pytest.raises(KeyboardInterrupt):
         make(RandomKey.from_seed(9)).save(path)
     monkeypatch.undo()
@@ -148,6 +155,7 @@ class Hostile:
         return (Path.touch, (self.target,))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("how", ["plain pickle", "torch, new format", "torch, old format", "inside a checkpoint"])
 def test_hostile_pickles_are_not_run(tmp_path, how):
     path, target = tmp_path / "checkpoint.pt", tmp_path / "was here"
@@ -158,13 +166,11 @@ def test_hostile_pickles_are_not_run(tmp_path, how):
         case "torch, new format":
             save_values(path, hostile)
         case "torch, old format":
-            content = io.BytesIO()
-            torch.save(hostile, content, _use_new_zipfile_serialization=False)
-            sign(path, content.getvalue())
+            save_values(path, hostile, _use_new_zipfile_serialization=False)
         case _:
             make().save(path)
             save_values(path, stored_values(path) | {"metrics": [hostile]})
-    with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: not a checkpoint of this version"):
+    with refused(path, OTHER):
         Checkpoint.load(path)
     assert not target.exists()
     if how == "plain pickle":
@@ -183,17 +189,14 @@ def test_absent(tmp_path):
         Checkpoint.load(folder / "checkpoint.pt")
 
 
-@pytest.mark.parametrize("schema", [None, 0, SCHEMA + 1, "1"])
+@pytest.mark.parametrize("schema", [None, 0, SCHEMA + 1, str(SCHEMA)])
 def test_other_schema(tmp_path, schema):
     path = tmp_path / "checkpoint.pt"
     make().save(path)
     values = stored_values(path)
     values.pop("schema")
     save_values(path, values if schema is None else values | {"schema": schema})
-    with pytest.raises(
-        UserError,
-        match=rf"^{re.escape(str(path))}: not a checkpoint of this version; start the run anew in another --run_dir$",
-    ):
+    with refused(path, OTHER):
         Checkpoint.load(path)
 
 
@@ -201,41 +204,48 @@ def test_other_schema(tmp_path, schema):
 def test_other_torch_files(tmp_path, values):
     path = tmp_path / "checkpoint.pt"
     save_values(path, values)
-    with pytest.raises(UserError, match="not a checkpoint of this version"):
+    with refused(path, OTHER):
+        Checkpoint.load(path)
+    torch.save(values, path)
+    with refused(path, DAMAGED):
         Checkpoint.load(path)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"hello\n", b"\x80\x02]q\x00.", bytes(100), b"\xff" * 40])
 def test_files_that_are_nothing_of_the_kind(tmp_path, content):
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: "):
+    with refused(path, DAMAGED):
+        Checkpoint.load(path)
+    sign(path, content)
+    with refused(path, OTHER):
         Checkpoint.load(path)
 
 
 def test_a_folder_in_its_place(tmp_path):
     (tmp_path / "checkpoint.pt").mkdir()
-    with pytest.raises(UserError, match="cannot be read"):
+    with refused(tmp_path / "checkpoint.pt", r"cannot be read \(Is a directory\)"):
         Checkpoint.load(tmp_path / "checkpoint.pt")
 
 
-@pytest.mark.parametrize("field", ["key", "training"])
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Checkpoint)])
 def test_a_missing_part(tmp_path, field):
     path = tmp_path / "checkpoint.pt"
     make().save(path)
     values = stored_values(path)
     del values[field]
     save_values(path, values)
-    with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: "):
+    with refused(path, OTHER):
         Checkpoint.load(path)
 
 
-@pytest.mark.parametrize("key", [3, {"secret": "00", "seed": 0}, {"secret": "zz" * 32, "seed": 0}])
+@pytest.mark.parametrize("key", [3, {}, {"secret": "00", "seed": 0}, {"secret": "zz" * 32, "seed": 0}])
 def test_a_damaged_key(tmp_path, key):
     path = tmp_path / "checkpoint.pt"
     make().save(path)
     save_values(path, stored_values(path) | {"key": key})
-    with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: "):
+    with refused(path, OTHER):
         Checkpoint.load(path)
 
 
@@ -246,31 +256,17 @@ def test_truncated_files_are_damaged(tmp_path, cut):
     make().save(path)
     content = path.read_bytes()
     path.write_bytes(content[: int(cut * len(content))])
-    with pytest.raises(UserError, match="damaged checkpoint"):
+    with refused(path, DAMAGED):
         Checkpoint.load(path)
 
 
-def test_a_changed_byte_never_goes_unnoticed(tmp_path):
-    """Either it is said that the file is damaged, or the byte had no meaning."""
+@given(place=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255))
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_changed_byte_never_goes_unnoticed(tmp_path, place, change):
     path = tmp_path / "checkpoint.pt"
-    checkpoint = make()
-    checkpoint.save(path)
-    whole = path.read_bytes()
-    rng = np.random.default_rng(0)
-    crashes, silent = [], []
-    for _ in range(200):
-        content = bytearray(whole)
-        place, change = int(rng.integers(len(whole))), int(rng.integers(1, 256))
-        content[place] ^= change
-        path.write_bytes(content)
-        try:
-            loaded = Checkpoint.load(path)
-        except UserError:
-            continue
-        except Exception as error:
-            crashes.append((place, change, repr(error)))
-            continue
-        if not all(same(getattr(loaded, f.name), getattr(checkpoint, f.name)) for f in dataclasses.fields(Checkpoint)):
-            silent.append((place, change))
-    assert crashes == []
-    assert silent == []
+    make().save(path)
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= change
+    path.write_bytes(content)
+    with refused(path, DAMAGED):
+        Checkpoint.load(path)
