@@ -57,6 +57,11 @@ def run(config: BaselinesConfig) -> RunFolder:
         Checkpoint.load(folder.checkpoint)  # says at once when there is none
     elif config.run_dir is not None:
         RunFolder.check_new(config.run_dir)
+    if config.logdir is not None:
+        try:
+            config.logdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"logdir={config.logdir}: cannot be written ({error.strerror}); give another") from error
     device = resolve_device(config.device)
     dataset = load_dataset(config.dataset, data_dir=config.data_dir, on_event=_say)
     recipe_name = dataset.name if dataset.public else ""  # a folder may be called cifar10 too

@@ -10,7 +10,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from scatterdp.errors import ConfigError
 
@@ -18,6 +18,7 @@ InputNorm = Literal["BN", "GroupNorm", "GN", "none"]
 Optimizer = Literal["SGD", "Adam", "LR"]
 
 DEFAULT_TARGET_EPSILON = 3.0
+MAX_NOISE_MULTIPLIER = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +106,13 @@ class BaselinesConfig:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name}={value}: expected a finite number ≥ 0")
+        for name in ("noise_multiplier", "bn_noise_multiplier"):
+            if (getattr(self, name) or 0) > MAX_NOISE_MULTIPLIER:
+                raise ConfigError(f"{name}={getattr(self, name)}: expected at most {MAX_NOISE_MULTIPLIER:g}")
+        if self.momentum is not None and self.optim != "SGD":
+            raise ConfigError(f"momentum={self.momentum}: has no effect with optim={self.optim}, leave it out")
+        if self.augment and self.optim == "LR":
+            raise ConfigError("augment: has no effect with optim=LR, leave it out")
         if self.momentum is not None and not 0 <= self.momentum < 1:
             raise ConfigError(f"momentum={self.momentum}: expected a number in [0, 1)")
         if not 0 < self.target_delta < 1:
@@ -133,11 +141,31 @@ class BaselinesConfig:
         Raises:
             ConfigError: unknown or missing names.
         """
-        values: dict[str, Any] = json.loads(text)
+        values: Any = json.loads(text)
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict) or values.keys() != names:
+            odd = sorted(values.keys() ^ names) if isinstance(values, dict) else [type(values).__name__]
+            raise ConfigError(f"config.json: unknown or missing {', '.join(odd)}; was it written by another version?")
+        for name in ("optim", "input_norm", "accountant", "sampling", "feature_dtype"):
+            allowed = _CHOICES[name]
+            if values[name] not in allowed:
+                raise ConfigError(f"config.json: {name}={values[name]!r}, expected one of {allowed}")
         for name in ("logdir", "data_dir", "features_dir", "run_dir", "resume"):
             if values.get(name) is not None:
                 values[name] = Path(values[name])
         try:
             return cls(**values)
         except TypeError as error:
-            raise ConfigError(f"config.json: {error}; was it written by another version?") from error
+            wrong = [name for name, value in values.items() if isinstance(value, str) and name in _NUMBERS]
+            raise ConfigError(f"config.json: {', '.join(wrong)} {error}; was it written by another version?") from error
+
+
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "optim": get_args(Optimizer),
+    "input_norm": (None, *get_args(InputNorm)),
+    "accountant": ("pld", "rdp", "rdp_classic"),
+    "sampling": ("poisson", "shuffle"),
+    "feature_dtype": ("float32", "float16"),
+}
+_NUMBERS = ("batch_size", "mini_batch_size", "lr", "momentum", "noise_multiplier", "max_grad_norm", "epochs", "num_groups",
+            "bn_noise_multiplier", "max_epsilon", "target_epsilon", "target_delta", "seed")  # fmt: skip

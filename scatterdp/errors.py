@@ -7,7 +7,7 @@ without a traceback and leave with exit code 2 (see :mod:`scatterdp.commands.exi
 from __future__ import annotations
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """Something the user gave, or the machine they gave it to, does not fit; the message says what would."""
 
 

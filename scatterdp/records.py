@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import sys
@@ -74,12 +75,12 @@ class RunFolder:
             ConfigError: not a run folder.
         """
         try:
-            text = (path / "config.json").read_text()
+            content = (path / "config.json").read_bytes()
         except OSError as error:
             raise ConfigError(f"resume={path}: not a run folder (no config.json in it)") from error
         try:
-            return cls(path), BaselinesConfig.from_json(text)
-        except json.JSONDecodeError as error:
+            return cls(path), BaselinesConfig.from_json(content.decode())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"resume={path}: its config.json is damaged ({error})") from error
 
     @contextmanager
@@ -105,18 +106,18 @@ class RunFolder:
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Replace ``metrics.jsonl`` by these rows."""
-        self._replace("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+        self._replace("metrics.jsonl", "".join(_line(row) for row in rows).encode())
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Add one row to ``metrics.jsonl``."""
         with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(_line(row))
 
     def write_model(self, name: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Write ``name`` as safetensors, with ``facts`` as its metadata."""
+        """Write ``name`` as safetensors, with ``facts`` as JSON in its metadata (one entry: several come in no fixed order)."""
         temporary = self.path / (name + ".tmp")
         contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        save_file(contiguous, temporary, metadata={key: json.dumps(value) for key, value in facts.items()})
+        save_file(contiguous, temporary, metadata={"facts": json.dumps(facts)})
         os.replace(temporary, self.path / name)
 
     def finish(self) -> None:
@@ -128,6 +129,12 @@ class RunFolder:
         temporary = self.path / (name + ".tmp")
         temporary.write_bytes(content)
         os.replace(temporary, self.path / name)
+
+
+def _line(row: dict[str, Any]) -> str:
+    """A row as strict JSON: a number that is not finite (a diverged loss) becomes null."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"
 
 
 def peak_memory_bytes() -> int:

@@ -59,6 +59,12 @@ class Engine(Protocol):
 
 def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
     """``min(1, C / norm)`` for each example; 0 where the norm is NaN or infinite."""
+    check_bound(max_grad_norm)
+    factors = torch.where(norms <= max_grad_norm, torch.ones_like(norms), max_grad_norm / norms)
+    return torch.where(norms.isfinite(), factors, torch.zeros_like(norms))
+
+
+def check_bound(max_grad_norm: float) -> None:
+    """Raise ValueError unless the bound is a number > 0."""
     if not max_grad_norm > 0:
         raise ValueError(f"max_grad_norm={max_grad_norm}: expected a number > 0")
-    return torch.where(norms.isfinite(), max_grad_norm / norms.clamp(min=max_grad_norm), torch.zeros_like(norms))

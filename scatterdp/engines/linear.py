@@ -37,8 +37,9 @@ def linear_engine(
     if bias is not None:
         logits = logits + bias.detach()
     residuals = _loss_gradient(loss, logits, y)
-    norms = residuals.norm(dim=1) * (squared_norms + (bias is not None)).sqrt()
-    factors = clip_factors(norms, max_grad_norm)
+    # Double precision: squares of tiny residuals must not vanish beside huge inputs.
+    norms = residuals.double().norm(dim=1) * (squared_norms.double() + (bias is not None)).sqrt()
+    factors = clip_factors(norms, max_grad_norm).to(residuals.dtype)
     if not torch.isfinite(norms).all():
         # 0 · NaN is NaN: rows that may not count are replaced, not multiplied away.
         kept = norms.isfinite()[:, None]
@@ -47,7 +48,7 @@ def linear_engine(
     gradients = {"weight": weighted.t() @ x}
     if bias is not None:
         gradients["bias"] = weighted.sum(0)
-    return ClippedSum(gradients, norms)
+    return ClippedSum(gradients, norms.to(residuals.dtype))
 
 
 def _loss_gradient(loss: PerExampleLoss, logits: Tensor, y: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from scatterdp.engines.contract import ClippedSum, PerExampleLoss, clip_factors
+from scatterdp.engines.contract import ClippedSum, PerExampleLoss, check_bound, clip_factors
 
 
 def loop_engine(
@@ -18,6 +18,7 @@ def loop_engine(
     squared_norms: Tensor | None = None,
 ) -> ClippedSum:
     """The engine contract, by definition. ``squared_norms`` is ignored."""
+    check_bound(max_grad_norm)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
     norms = []

@@ -11,7 +11,7 @@ in the hundreds, RDP's bound is returned under every name).
 
 >>> import dp_accounting
 >>> round(epsilon_of(dp_accounting.GaussianDpEvent(4.0), delta=1e-5), 3)
-0.946
+0.926
 """
 
 from __future__ import annotations

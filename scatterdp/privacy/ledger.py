@@ -8,7 +8,7 @@ from). ε is computed from the ledger and from nothing else. The ledger only gro
 >>> ledger.record(LedgerEntry("statistics", dp_accounting.GaussianDpEvent(8.0)))
 >>> ledger.record(LedgerEntry("training", dp_accounting.GaussianDpEvent(4.0)))
 >>> round(ledger.epsilon(delta=1e-5), 2)
-1.07
+1.05
 """
 
 from __future__ import annotations

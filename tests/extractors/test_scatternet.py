@@ -241,7 +241,8 @@ def test_mirror_folding_is_the_projection_written_out(J, L, shape):
     plain, folded = (make_extractor("scatternet", shape, J=J, L=L, mirror=mirror) for mirror in (False, True))
     images = torch.from_numpy(dead_leaves(3, shape, seed=5))
     x, found = plain(images).numpy(), folded(images).numpy()
-    paths = [()] + [((j, t),) for j in range(J) for t in range(L)]
+    paths: list[tuple[tuple[int, int], ...]] = [()]
+    paths += [((j, t),) for j in range(J) for t in range(L)]
     paths += [((j1, t1), (j2, t2)) for j1 in range(J) for t1 in range(L) for j2 in range(j1 + 1, J) for t2 in range(L)]
     width = x.shape[3]
     assert found.shape == (*x.shape[:3], width // 2 + 1) == (3, *folded.output_shape)

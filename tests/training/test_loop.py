@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scatterdp.engines import ClippedSum, linear_engine, loop_engine
+from scatterdp.errors import ConfigError
 from scatterdp.privacy.noise import gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training import loop
@@ -338,7 +339,7 @@ class TestEvent:
 
     def test_uncalibrated_plans_do_not_train(self):
         plan = make_plan(noise_multiplier=None)
-        with pytest.raises(ValueError, match=r"noise_multiplier=None: give one, or call calibrated"):
+        with pytest.raises(ConfigError, match=r"noise_multiplier=None: give one, or call calibrated"):
             train(TrainingState.begin(make_model(), plan), make_rows(), plan, key=KEY, engine=linear_engine)
 
 
