@@ -57,11 +57,6 @@ def run(config: BaselinesConfig) -> RunFolder:
         Checkpoint.load(folder.checkpoint)  # says at once when there is none
     elif config.run_dir is not None:
         RunFolder.check_new(config.run_dir)
-    if config.logdir is not None:
-        try:
-            config.logdir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"logdir={config.logdir}: cannot be written ({error.strerror}); give another") from error
     device = resolve_device(config.device)
     dataset = load_dataset(config.dataset, data_dir=config.data_dir, on_event=_say)
     recipe_name = dataset.name if dataset.public else ""  # a folder may be called cifar10 too
@@ -70,6 +65,11 @@ def run(config: BaselinesConfig) -> RunFolder:
     extractor = make_extractor("scatternet", dataset.image_shape, mirror=mirror).to(device)
     if plan.input_norm == "GroupNorm":
         group_normalizer(extractor.output_shape[0], plan.num_groups)  # say so before minutes of extraction
+    if config.logdir is not None:
+        try:
+            config.logdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"logdir={config.logdir}: cannot be written ({error.strerror}); give another") from error
     _announce(config, dataset, plan, extractor)
 
     begin = time.monotonic()

@@ -525,6 +525,7 @@ BAD: dict[str, tuple[tuple[Given, ...], str]] = {
     "run folder in a file": ((*QUICK, a_file, "--run_dir=file/run"), "run_dir=file/run: cannot be written"),
     "features in a file": ((*QUICK, a_file, "--features_dir=file"), "features_dir=file: cannot write there"),
     "logs in a file": ((*QUICK, a_file, "--logdir=file"), "logdir=file: "),
+    "logs of a run that does not begin": (("--dataset=nope", "--logdir=logs"), "--dataset=nope: unknown"),
     "NaN in an image": (
         (npz_with(x_train=put((3, 2, 1), math.nan)),),
         "own.npz: x_train has 1 values that are not in [0, 1] (NaN included), rescale them",
@@ -580,19 +581,22 @@ class TestBadInput:
             assert re.fullmatch(r"error: [^\n]+\n", outcome.err)
         assert contents(work) == before
 
+    def test_a_taken_run_folder_is_told_before_any_work(self, run, work: Path, monkeypatch):
+        monkeypatch.setattr(baselines, "load_dataset", None)
+        outcome = run(*QUICK, a_run_folder(work))
+        assert outcome.code == 2
+        assert outcome.out == ""
+
     def test_the_exit_code_is_returned(self, work: Path, capsys):
         assert baselines.main(["--batch_size=0"]) == 2
         assert capsys.readouterr().err == "error: batch_size=0: expected a whole number ≥ 1\n"
 
-    @pytest.mark.parametrize("case", ["unknown flag", "one class"])
-    def test_as_a_process(self, work: Path, case):
-        given, expected = BAD[case]
-        arguments = [argument if isinstance(argument, str) else argument(work) for argument in given]
+    def test_as_a_process(self, work: Path):
+        arguments = folder_with_one_class(work)
         before = contents(work)
-        outcome = finished(in_process(*arguments, folder=work))
+        outcome = finished(in_process(arguments, folder=work))
         assert outcome.code == 2
-        assert expected in plain(outcome.err)
-        assert "Traceback" not in outcome.err
+        assert re.fullmatch(r"error: [^\n]+ holds 1 class folder\(s\), a classifier needs at least two\n", outcome.err)
         assert outcome.out == ""
         assert contents(work) == before
 
@@ -604,9 +608,6 @@ class TestBadInput:
             "give a smaller --target_delta\n"
         )
         assert read_json(work / "run" / "certificate.json")["delta"] == 0.01
-
-    def test_a_delta_just_below_is_not_warned_about(self, run):
-        assert "warning" not in run(*QUICK, "--target_delta=0.00069").err
 
     def test_bugs_keep_their_traceback(self, run, monkeypatch):
         def fails(*_, **__):
@@ -625,7 +626,8 @@ class TestFlags:
 
     def test_run_folder_by_default(self, run, work: Path):
         for _ in range(2):
-            assert run(*QUICK).code == 0
+            outcome = run(*QUICK)
+            assert (outcome.code, outcome.err) == (0, "")  # δ = 1e-5 is below 1/1437: no warning
         folders = list((work / "runs").iterdir())
         assert len(folders) == 2
         for folder in folders:
@@ -818,10 +820,13 @@ class TestFlags:
         assert read_json(work / "a" / "certificate.json")["features"]["augmented"] is True
         assert read_json(work / "c" / "certificate.json")["features"]["augmented"] is False
 
-    @pytest.mark.slow
     def test_augmentation_learns_the_digits(self, run, work: Path):
-        assert run("--dataset=digits", "--augment", "--epochs=8", "--noise_multiplier=1", "--run_dir=run").code == 0
-        assert read_json(work / "run" / "summary.json")["test_accuracy"] > 0.5
+        """Little, since a crop by up to 4 of 8 pixels leaves little of a digit; chance is 0.1."""
+        outcome = run(
+            "--dataset=digits", "--augment", "--epochs=4", "--noise_multiplier=1", "--seed=0", "--run_dir=run"
+        )
+        assert outcome.code == 0
+        assert read_json(work / "run" / "summary.json")["test_accuracy"] > 0.2
 
     def test_half_precision_is_close(self, run, work: Path, own_images: Path):
         for dtype in ("float32", "float16"):

@@ -163,6 +163,8 @@ BAD_VALUES = [
     ("noise_multiplier", -0.1, "expected a finite number ≥ 0"),
     ("noise_multiplier", float("nan"), "expected a finite number ≥ 0"),
     ("bn_noise_multiplier", float("inf"), "expected a finite number ≥ 0"),
+    ("noise_multiplier", 1e7, "expected at most 1e+06"),
+    ("bn_noise_multiplier", 1e300, "expected at most 1e+06"),
     ("momentum", 1.0, "expected a number in [0, 1)"),
     ("momentum", -0.5, "expected a number in [0, 1)"),
     ("momentum", float("nan"), "expected a number in [0, 1)"),
@@ -201,6 +203,15 @@ class TestChecks:
     def test_nesterov_needs_sgd_with_momentum(self, others):
         with pytest.raises(ConfigError, match=r"^nesterov: needs optim=SGD and momentum > 0$"):
             BaselinesConfig(nesterov=True, **others)
+
+    @pytest.mark.parametrize("optim", ["Adam", "LR"])
+    def test_momentum_is_of_sgd(self, optim):
+        with pytest.raises(ConfigError, match=rf"^momentum=0\.5: has no effect with optim={optim}, leave it out$"):
+            BaselinesConfig(optim=optim, momentum=0.5)
+
+    def test_logistic_regression_does_not_augment(self):
+        with pytest.raises(ConfigError, match=r"^augment: has no effect with optim=LR, leave it out$"):
+            BaselinesConfig(optim="LR", augment=True)
 
     def test_is_frozen_and_keyword_only(self):
         with pytest.raises(dataclasses.FrozenInstanceError):
@@ -246,8 +257,6 @@ class TestRecord:
     def test_every_flag_survives(self):
         contradicting = ("noise_multiplier", "sampling", "optim", "momentum")
         values = {name: value for name, (_, value) in FLAGS.items() if name not in contradicting}
-        if values.get("optim", "SGD") != "SGD":
-            values = values | {"momentum": None, "augment": False}
         config = BaselinesConfig(**values)
         assert BaselinesConfig.from_json(json.dumps(config.to_json())) == config
         assert config.to_json().keys() == FLAGS.keys()

@@ -98,18 +98,15 @@ class TestLock:
             "with RunFolder(Path(sys.argv[1])).locked(): print('inside')"
         )
 
-        def other() -> subprocess.CompletedProcess[str]:
-            return subprocess.run(
+        with folder.locked():
+            refused = subprocess.run(
                 [sys.executable, "-c", code, str(folder.path)], capture_output=True, text=True, timeout=120
             )
-
-        with folder.locked():
-            refused = other()
         assert refused.returncode == 1
         assert (
             f"UserError: run_dir={folder.path}: another live process is running this run; wait for it" in refused.stderr
         )
-        assert other().stdout == "inside\n"
+        assert refused.stdout == ""
 
     def test_is_free_again_after_an_error(self, tmp_path):
         folder = RunFolder.create(tmp_path / "run", CONFIG)

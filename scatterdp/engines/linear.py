@@ -39,12 +39,12 @@ def linear_engine(
     residuals = _loss_gradient(loss, logits, y)
     # Double precision: squares of tiny residuals must not vanish beside huge inputs.
     norms = residuals.double().norm(dim=1) * (squared_norms.double() + (bias is not None)).sqrt()
-    factors = clip_factors(norms, max_grad_norm).to(residuals.dtype)
+    factors = clip_factors(norms, max_grad_norm)
     if not torch.isfinite(norms).all():
         # 0 · NaN is NaN: rows that may not count are replaced, not multiplied away.
         kept = norms.isfinite()[:, None]
         residuals, x = torch.where(kept, residuals, 0.0), torch.where(kept, x, 0.0)
-    weighted = residuals * factors[:, None]
+    weighted = (residuals.double() * factors[:, None]).to(residuals.dtype)
     gradients = {"weight": weighted.t() @ x}
     if bias is not None:
         gradients["bias"] = weighted.sum(0)

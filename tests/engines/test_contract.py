@@ -129,3 +129,21 @@ def test_residuals_whose_squares_underflow_are_clipped_too(engine):
     result = ENGINES[engine](model, cross_entropy, x, y, max_grad_norm=1e-6)
     zeros = {name: torch.zeros_like(gradient) for name, gradient in result.gradients.items()}
     assert distance(result.gradients, zeros) <= 1e-6 * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_bound_holds_at_every_magnitude(engine, loss, bias):
+    """Norms that overflow, factors that are subnormal: no rounding may let a gradient through."""
+    generator = torch.Generator().manual_seed(0)
+    for exponent in (-40, -22, -10, 0, 10, 15, 18, 19, 30, 38):
+        x = torch.randn(1, 5, generator=generator).clamp(-3, 3) * 10.0**exponent
+        for weight_exponent in (-30, -17, 0, 10, 17, 18.5, 30):
+            weight = torch.randn(3, 5, generator=generator).numpy() * np.float32(10.0**weight_exponent)
+            model = linear_model(weight, np.zeros(3, np.float32) if bias else None)
+            for bound in (1e-6, 1e-3, 0.1, 100.0):
+                gradients = ENGINES[engine](model, LOSSES[loss], x, torch.tensor([1]), max_grad_norm=bound).gradients
+                zeros = {name: torch.zeros_like(gradient) for name, gradient in gradients.items()}
+                length = distance(gradients, zeros)
+                assert length <= bound * (1 + 1e-5), (exponent, weight_exponent, bound, length / bound)
