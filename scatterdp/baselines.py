@@ -259,7 +259,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, run, return the exit code."""
 
     def command() -> None:
-        config = tyro.cli(BaselinesConfig, args=arguments, use_underscores=True, description=__doc__)
+        config = tyro.cli(
+            BaselinesConfig,
+            prog="python -m scatterdp.baselines",
+            args=arguments,
+            use_underscores=True,
+            description=__doc__,
+        )
         run(config)
 
     return exit_code(command)

@@ -61,7 +61,7 @@ class BaselinesConfig:
     """Noise multiplier of each of the two statistics releases of BN."""
     mirror: bool | None = None
     """Fold ScatterNet's features with those of the mirror image: half the dimensions, a free invariance for images whose
-    mirror image means the same (not for digits). None: the recipe's."""
+    mirror image means the same (not for digits): --mirror=True or --mirror=False. None: the recipe's."""
     max_epsilon: float | None = None
     """Stop before the step that would take ε above this."""
     sample_batches: bool = False

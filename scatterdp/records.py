@@ -61,11 +61,14 @@ class RunFolder:
 
     @staticmethod
     def check_new(path: Path) -> None:
-        """Raise ConfigError when ``path`` holds anything."""
+        """Raise ConfigError when ``path`` holds anything, or when no folder can be made there."""
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ConfigError(
                 f"run_dir={path}: is there already and is left alone; give another --run_dir, or --resume={path} to go on with it"
             )
+        nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+        if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+            raise ConfigError(f"run_dir={path}: {nearest} is not a folder to write in; give another --run_dir")
 
     @classmethod
     def reopen(cls, path: Path) -> tuple[RunFolder, BaselinesConfig]:

@@ -60,7 +60,7 @@ class TestCreate:
         path = tmp_path / "file" / "run"
         with pytest.raises(
             ConfigError,
-            match=rf"^run_dir={re.escape(str(path))}: cannot be written \(Not a directory\); give another --run_dir$",
+            match=rf"^run_dir={re.escape(str(path))}: \S+file is not a folder to write in; give another --run_dir$",
         ):
             RunFolder.create(path, CONFIG)
 

@@ -8,6 +8,7 @@ over all trainable parameters jointly, so adding or removing an example moves it
 | no examples | zeros, no norms |
 | gradient 0 | contributes 0 |
 | gradient with NaN or infinite entries | contributes 0; its reported norm is what it is (``nan`` or ``inf``) |
+| gradient whose norm an engine cannot compute (``linear``: ‖x‖² overflows the precision of x) | contributes 0, norm ``inf`` |
 """
 
 from __future__ import annotations

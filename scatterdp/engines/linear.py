@@ -3,7 +3,8 @@ r"""Closed-form clipping for a linear layer: no per-example gradient ever exists
 For logits :math:`z = Wx + b` and any per-example loss, let :math:`r = \partial\ell/\partial z` (softmax minus one-hot
 for cross entropy). The gradient is :math:`(r x^\top, r)`, of norm
 :math:`\lVert r\rVert \sqrt{\lVert x\rVert^2 + 1}` (Goodfellow 2015, arXiv 1510.01799), so with clip factors c the
-clipped sum is :math:`((c \odot R)^\top X, (c \odot R)^\top 1)`: the flops of one ordinary backward pass.
+clipped sum is :math:`((c \odot R)^\top X, (c \odot R)^\top 1)`: the flops of one ordinary backward pass. A frozen weight or bias
+leaves its part out of both.
 """
 
 from __future__ import annotations
@@ -31,22 +32,29 @@ def linear_engine(
     if not isinstance(model, nn.Linear):
         raise TypeError(f"engine 'linear': expected torch.nn.Linear, got {type(model).__name__}")
     weight, bias = model.weight.detach(), model.bias
-    if squared_norms is None:
-        squared_norms = x.square().sum(1)
     logits = (weight @ x.t()).t()  # this way round: few rows times many is half as fast the other way
     if bias is not None:
         logits = logits + bias.detach()
     residuals = _loss_gradient(loss, logits, y)
     # Double precision: squares of tiny residuals must not vanish beside huge inputs.
-    norms = residuals.double().norm(dim=1) * (squared_norms.double() + (bias is not None)).sqrt()
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    squared_inputs = torch.full((len(x),), float("bias" in trainable), dtype=torch.float64, device=x.device)
+    if "weight" in trainable:
+        if squared_norms is None:
+            squared_inputs += x.square().sum(1)
+        else:
+            squared_inputs += squared_norms
+    norms = residuals.double().norm(dim=1) * squared_inputs.sqrt()
     factors = clip_factors(norms, max_grad_norm)
     if not torch.isfinite(norms).all():
         # 0 · NaN is NaN: rows that may not count are replaced, not multiplied away.
         kept = norms.isfinite()[:, None]
         residuals, x = torch.where(kept, residuals, 0.0), torch.where(kept, x, 0.0)
     weighted = (residuals.double() * factors[:, None]).to(residuals.dtype)
-    gradients = {"weight": weighted.t() @ x}
-    if bias is not None:
+    gradients = {}
+    if "weight" in trainable:
+        gradients["weight"] = weighted.t() @ x
+    if "bias" in trainable:
         gradients["bias"] = weighted.sum(0)
     return ClippedSum(gradients, norms.to(residuals.dtype))
 

@@ -7,7 +7,7 @@
 | ``rdp_classic`` | the same divergences over :data:`scatterdp.privacy.renyi.ORDERS` | ``ε = min_α rdp(α) + ln(1/δ)/(α-1)`` (Mironov 2017, Prop. 3) |
 
 All three are upper bounds on the same true ε; ``pld`` is the smallest in practice and the default (where RDP says that ε is
-in the hundreds, RDP's bound is returned under every name).
+in the hundreds, or where δ is too small for the numerics of ``pld``, RDP's bound is returned under every name).
 
 >>> import dp_accounting
 >>> round(epsilon_of(dp_accounting.GaussianDpEvent(4.0), delta=1e-5), 3)
@@ -72,7 +72,8 @@ def epsilon_of(
         return renyi.classic_epsilon(_divergences(event, renyi.ORDERS), delta)
     if accountant == "rdp":
         return _moments(event, delta, _ALL_ORDERS)
-    if _moments(event, delta, _WHOLE_ORDERS) > _PLD_LIMIT:
+    bound = _moments(event, delta, _WHOLE_ORDERS)
+    if bound > _PLD_LIMIT:
         return _moments(event, delta, _ALL_ORDERS)
     try:
         with renyi.quiet_logging():
@@ -80,7 +81,9 @@ def epsilon_of(
     except dp_accounting.UnsupportedEventError as error:
         raise ConfigError(f"event {event}: the pld accountant cannot account it ({error})") from error
     epsilon = float(composed.get_epsilon(delta))
-    return math.inf if math.isnan(epsilon) else max(0.0, epsilon)
+    if not math.isfinite(epsilon):  # below about 1e-15 the mass that the numerics leave out exceeds δ
+        return _moments(event, delta, _ALL_ORDERS)
+    return max(0.0, min(epsilon, bound))
 
 
 def _moments(event: dp_accounting.DpEvent, delta: float, orders: tuple[float, ...]) -> float:

@@ -16,13 +16,15 @@ from scatterdp.privacy.ledger import Ledger, finite_or_none
 from scatterdp.privacy.randomness import RandomKey
 
 SCHEMA = 1
+TRAINING = "training"  # the ledger's name for all model updates
 
 LIMITS = (
-    "The unit is one example (one image). Someone with k examples has the weaker protection of a group of k: about k·ε.",
+    "The unit is one example (one image). Someone with k examples has the weaker protection of a group of k: about k·ε, with a δ of about k·e^((k-1)·ε)·δ.",
     "N, image size and colour, and the set of classes are public; what is computed from N stays as it is for the neighbour.",
     "One run is covered. Several runs on the same people add up (compose their ledgers), and so does choosing among them.",
     "Test examples are not protected: accuracy on them is computed without noise.",
-    "Cached features, the checkpoint of an unfinished run and the commitment key are private files: do not publish them.",
+    "Cached features, the checkpoint of an unfinished run, the commitment key and a config.json that holds a seed are private "
+    "files: do not publish them.",
     "Whether and why a run fails, console output, timings and memory use are not covered.",
     "Gradients and noise are floating-point numbers; the proof is for real numbers.",
 )
@@ -59,12 +61,14 @@ def make_certificate(
     epsilon = epsilons[accountant]
     private = finite_or_none(epsilon) is not None
     if private:
+        covered = [f"the {entry.name}" for entry in ledger.entries if entry.name != TRAINING]
+        covered += ["every model update", "all that is computed from them"]
         statement = (
             f"This run is (ε = {math.ceil(epsilon * 1e4) / 1e4:.4f}, δ = {delta!r})-differentially private. "
-            f"Neighbouring data sets: {adjacency}. Covered: the normalisation statistics, every model update, and all that is "
-            f"computed from them. Not covered: {', '.join(not_private)}."
+            f"Neighbouring data sets: {adjacency}. Covered: {', '.join(covered[:-1])} and {covered[-1]}. "
+            f"Not covered: {', '.join(not_private)}."
         )
-        if key.seed is not None:
+        if key.origin == "seed":
             statement += (
                 " The noise comes from a seed: the guarantee holds only against those who cannot learn or guess it."
             )

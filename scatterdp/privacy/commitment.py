@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import tempfile
 from pathlib import Path
 
 from scatterdp.errors import UserError
@@ -34,10 +35,15 @@ def commitment_key(folder: Path) -> bytes:
         UserError: a key file of another size.
     """
     path = folder / KEY_NAME
-    with contextlib.suppress(FileExistsError):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(32))
+    if not path.exists():
+        descriptor, temporary = tempfile.mkstemp(prefix=f"{KEY_NAME}.", dir=folder)  # mode 0600
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(secrets.token_bytes(32))
+            with contextlib.suppress(FileExistsError):  # another process was first: its key is the key
+                os.link(temporary, path)  # whole or not at all
+        finally:
+            os.unlink(temporary)
     key = path.read_bytes()
     if len(key) != 32:
         raise UserError(

@@ -6,7 +6,8 @@ drawn, so nothing is released twice with fresh noise; and, with a key of 256 bit
 nobody who lacks the key can predict or brute-force the noise. (``torch``'s CPU generator keeps 32 bits of its
 seed: four billion candidates, each testable against a released model.)
 
-A key made from an integer seed is reproducible and therefore *not* secret; the certificate says so.
+A key made from an integer seed is reproducible and therefore *not* secret; a key that the caller brings is as secret as the
+caller keeps it. The certificate says which it was.
 
 >>> key = RandomKey.from_seed(0)
 >>> (key.words("noise", counter=3, count=4) == key.words("noise", counter=3, count=4)).all()
@@ -20,10 +21,13 @@ from __future__ import annotations
 import hashlib
 import secrets
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 
 KEY_BYTES = 32
+
+Origin = Literal["system", "seed", "caller"]
 
 
 @dataclass(frozen=True)
@@ -32,25 +36,30 @@ class RandomKey:
 
     Args:
         secret: 32 bytes. Whoever has them can recompute every noise draw of the run.
-        seed: the integer that made the key, ``None`` for a key from the operating system.
+        origin: who made them: the operating system, a seed, or the caller (whose word for their secrecy it is).
+
+    Raises:
+        ValueError: another number of bytes, or an unknown origin.
     """
 
     secret: bytes = field(repr=False)
-    seed: int | None = None
+    origin: Origin = "caller"
 
     def __post_init__(self) -> None:
         if len(self.secret) != KEY_BYTES:
             raise ValueError(f"secret has {len(self.secret)} bytes: expected {KEY_BYTES}")
+        if self.origin not in get_args(Origin):
+            raise ValueError(f"origin={self.origin!r}: expected one of {', '.join(get_args(Origin))}")
 
     @classmethod
     def from_seed(cls, seed: int) -> RandomKey:
         """The key of an integer seed: reproducible, not secret."""
-        return cls(hashlib.sha256(f"scatterdp seed {seed}".encode()).digest(), seed)
+        return cls(hashlib.sha256(f"scatterdp seed {seed}".encode()).digest(), "seed")
 
     @classmethod
     def from_system(cls) -> RandomKey:
         """A fresh key from the operating system's generator."""
-        return cls(secrets.token_bytes(KEY_BYTES))
+        return cls(secrets.token_bytes(KEY_BYTES), "system")
 
     @classmethod
     def make(cls, seed: int | None) -> RandomKey:
@@ -63,7 +72,7 @@ class RandomKey:
         Two runs from one seed that differ in a learning rate, a clipping bound or a single example must not share
         their noise: subtracting their releases would cancel it.
         """
-        return RandomKey(hashlib.sha256(self.secret + b"bound to " + context.encode()).digest(), self.seed)
+        return RandomKey(hashlib.sha256(self.secret + b"bound to " + context.encode()).digest(), self.origin)
 
     def words(self, purpose: str, *, counter: int, count: int) -> np.ndarray:
         """``(count,)`` uniform uint64, a function of the key, the purpose and the counter alone."""
@@ -76,14 +85,18 @@ class RandomKey:
 
     def describe(self) -> dict[str, object]:
         """What the certificate says of the noise source."""
-        origin = "256 bits from the operating system" if self.seed is None else "derived from a seed that the user gave"
+        known = self.origin == "seed"
         return {
             "stream": "SHAKE-256 in counter mode, 52-bit uniforms through the inverse normal distribution function",
-            "key": origin,
-            "cryptographic": self.seed is None,
+            "key": {
+                "system": "256 bits from the operating system",
+                "seed": "derived from a seed that the user gave",
+                "caller": "256 bits that the calling program gave; the guarantee holds if they are random and nobody else knows them",
+            }[self.origin],
+            "cryptographic": not known,
             "caveat": (
                 "floating-point Gaussian samples; not hardened against floating-point attacks (Mironov 2012)"
-                if self.seed is None
+                if not known
                 else "anyone who knows or guesses the seed can subtract the noise: the guarantee holds only against others; "
                 "leave --seed out for a model that you release"
             ),

@@ -68,9 +68,18 @@ class BatchSelection(ABC):
         """Inclusion probability per step, batch_size / N."""
         return self.batch_size / self.num_examples
 
-    @abstractmethod
     def indices(self, step: int, key: RandomKey) -> np.ndarray:
-        """Row numbers (int64, ascending unless shuffled) of step ``step``; a function of key and step. May be empty."""
+        """Row numbers (int64, ascending unless shuffled) of step ``step``; a function of key and step. May be empty.
+
+        Raises:
+            ValueError: a step that the event does not count.
+        """
+        if not 0 <= step < self.steps:
+            raise ValueError(f"step={step}: the event counts steps 0 to {self.steps - 1}")
+        return self._indices(step, key)
+
+    @abstractmethod
+    def _indices(self, step: int, key: RandomKey) -> np.ndarray: ...
 
     @abstractmethod
     def event(self, noise_multiplier: float) -> dp_accounting.DpEvent:
@@ -93,7 +102,7 @@ class PoissonSelection(BatchSelection):
 
     kind = "poisson"
 
-    def indices(self, step: int, key: RandomKey) -> np.ndarray:
+    def _indices(self, step: int, key: RandomKey) -> np.ndarray:
         if self.batch_size == self.num_examples:
             return np.arange(self.num_examples)
         words = key.words("batch selection", counter=step, count=self.num_examples)
@@ -117,7 +126,7 @@ class FullBatch(BatchSelection):
                 f"batch_size={self.batch_size}: a full batch has all {self.num_examples} training examples"
             )
 
-    def indices(self, step: int, key: RandomKey) -> np.ndarray:
+    def _indices(self, step: int, key: RandomKey) -> np.ndarray:
         return np.arange(self.num_examples)
 
     def event(self, noise_multiplier: float) -> dp_accounting.DpEvent:
@@ -138,7 +147,7 @@ class ShuffledBatches(BatchSelection):
         """Without a sample rate: nothing is sampled at random as far as the guarantee goes."""
         return {name: value for name, value in super().describe().items() if name != "sample_rate"}
 
-    def indices(self, step: int, key: RandomKey) -> np.ndarray:
+    def _indices(self, step: int, key: RandomKey) -> np.ndarray:
         epoch, batch = divmod(step, self.batches_per_epoch)
         order = key.generator("shuffle", counter=epoch).permutation(self.num_examples)
         return order[batch * self.batch_size : (batch + 1) * self.batch_size]

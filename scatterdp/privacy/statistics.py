@@ -20,11 +20,15 @@ most :math:`b_w` in L2, so the two releases are two Gaussian mechanisms of noise
 pushed through the same extractor (:func:`bounds_from_reference`), never from private data. Everything after the two
 sums (variance, its floor, the model) is post-processing.
 
+The noise is drawn from a key bound to what it is added to: two releases from one key share noise only if they are the very same
+release, so that no difference of releases cancels it.
+
 Why scale: channels of order 0, 1 and 2 differ by two orders of magnitude and one noise level serves all of them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -104,7 +108,7 @@ def release_channel_statistics(
 
     Args:
         blocks: the training features, each row once, in pieces ``(b, K, h, w)``.
-        num_examples: N, public; the sums are divided by it.
+        num_examples: N, public; the sums are divided by it, for the neighbour with one row more or less too.
         bounds: public scales and clipping bounds.
         noise_multiplier: σ of each of the two releases.
         key: the run's key.
@@ -118,13 +122,15 @@ def release_channel_statistics(
         means, squares = _vectors(block, bounds.scale)
         mean_sum += clip_rows(means, bounds.mean_bound).sum(0)
         square_sum += clip_rows(squares, bounds.square_bound).sum(0)
+    exact = hashlib.sha256(b"".join(t.numpy().tobytes() for t in (mean_sum, square_sum, bounds.scale))).hexdigest()
+    bound_key = key.bound_to(repr((exact, num_examples, noise_multiplier, bounds.mean_bound, bounds.square_bound)))
     released = []
     for draw, (total, bound) in enumerate(((mean_sum, bounds.mean_bound), (square_sum, bounds.square_bound))):
         noise = gaussian_noise(
             tuple(total.shape),
             noise_multiplier=noise_multiplier,
             sensitivity=bound,
-            key=key,
+            key=bound_key,
             purpose="channel statistics",
             counter=draw,
             dtype=torch.float64,

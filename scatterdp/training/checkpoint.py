@@ -20,7 +20,7 @@ import torch
 from scatterdp.errors import UserError
 from scatterdp.privacy.randomness import RandomKey
 
-SCHEMA = 2
+SCHEMA = 3
 _DIGEST_BYTES = 32
 
 
@@ -49,7 +49,7 @@ class Checkpoint:
 
     def save(self, path: Path) -> None:
         """Write atomically, readable by the owner only."""
-        values = {**vars(self), "key": {"secret": self.key.secret.hex(), "seed": self.key.seed}, "schema": SCHEMA}
+        values = {**vars(self), "key": {"secret": self.key.secret.hex(), "origin": self.key.origin}, "schema": SCHEMA}
         temporary = path.with_name(path.name + ".tmp")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.fchmod(descriptor, 0o600)  # it may have been there
@@ -73,7 +73,7 @@ class Checkpoint:
             content = path.read_bytes()
         except FileNotFoundError:
             raise UserError(
-                f"resume={path.parent}: has no {path.name}; the run is complete or never began, start one with a new --run_dir"
+                f"resume={path.parent}: has no {path.name}; the run is complete, never began, or was one of --optim=LR, which keeps none; start one with a new --run_dir"
             ) from None
         except OSError as error:
             raise UserError(
@@ -87,7 +87,7 @@ class Checkpoint:
             if values.pop("schema") != SCHEMA:
                 raise ValueError("another schema")
             secret = values.pop("key")
-            return cls(key=RandomKey(bytes.fromhex(secret["secret"]), secret["seed"]), **values)
+            return cls(key=RandomKey(bytes.fromhex(secret["secret"]), secret["origin"]), **values)
         except (
             RuntimeError,
             EOFError,

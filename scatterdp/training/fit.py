@@ -68,7 +68,7 @@ def fit(
     here = context(
         features, plan, augmented=augmented_images is not None, physical_batch_size=physical_batch_size, device=device
     )
-    _check_belonging(features, plan, extractor)
+    _check_belonging(features, plan, extractor, augmented_images)
     if resume is not None and resume.context != here:
         raise UserError(
             "resume: data, settings, device or versions are not those that the run began with; its noise must not be used "
@@ -161,7 +161,9 @@ def fit(
     )
 
 
-def _check_belonging(features: FeatureCache, plan: TrainingPlan, extractor: Extractor) -> None:
+def _check_belonging(
+    features: FeatureCache, plan: TrainingPlan, extractor: Extractor, augmented_images: np.ndarray | None
+) -> None:
     if plan.num_examples != features.num_rows("train"):
         raise UserError(
             f"num_examples={plan.num_examples}: the features have {features.num_rows('train')} training rows, "
@@ -169,6 +171,8 @@ def _check_belonging(features: FeatureCache, plan: TrainingPlan, extractor: Extr
         )
     if extractor.fingerprint != features.extractor_fingerprint:
         raise UserError(f"extractor: {extractor.name} with this configuration did not make {features.path}")
+    if augmented_images is not None and len(augmented_images) != plan.num_examples:
+        raise UserError(f"augmented_images: {len(augmented_images)} images for {plan.num_examples} training rows")
 
 
 def context(

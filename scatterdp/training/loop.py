@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from scatterdp.engines import Engine, PerExampleLoss
+from scatterdp.privacy.certificate import TRAINING
 from scatterdp.privacy.ledger import LedgerEntry
 from scatterdp.privacy.noise import gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
@@ -144,4 +145,4 @@ def train(
         "max_grad_norm": plan.max_grad_norm,
         "noise_standard_deviation": plan.sigma * plan.max_grad_norm,
     }
-    return LedgerEntry("training", selection.event(plan.sigma), details)
+    return LedgerEntry(TRAINING, selection.event(plan.sigma), details)

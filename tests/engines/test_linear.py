@@ -201,3 +201,15 @@ def test_works_where_gradients_are_switched_off(engine):
         result = ENGINES[engine](model, cross_entropy, x, y, max_grad_norm=0.1)
     for name in result.gradients:
         assert torch.equal(result.gradients[name], expected.gradients[name])
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_frozen_parameters_take_no_part(frozen):
+    model = nn.Linear(5, 3)
+    getattr(model, frozen).requires_grad_(False)
+    x, y = 2 * torch.randn(7, 5), torch.arange(7) % 3
+    ours = linear_engine(model, cross_entropy, x, y, max_grad_norm=0.3)
+    loop = loop_engine(model, cross_entropy, x, y, max_grad_norm=0.3)
+    assert frozen not in ours.gradients
+    torch.testing.assert_close(ours.gradients, loop.gradients, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.norms, loop.norms, rtol=1e-5, atol=1e-6)

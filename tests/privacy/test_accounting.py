@@ -193,3 +193,11 @@ def test_an_event_that_cannot_be_accounted(accountant):
 @pytest.mark.parametrize("accountant", ["pld", "rdp"])
 def test_nothing_costs_nothing(accountant):
     assert epsilon_of(dp_accounting.NoOpDpEvent(), delta=1e-5, accountant=accountant) == 0.0
+
+
+def test_a_tiny_delta_has_a_finite_bound(exact_gaussian_epsilon):
+    event = dp_accounting.GaussianDpEvent(4.0)
+    for delta in (1e-15, 1e-18, 1e-30):
+        epsilon = epsilon_of(event, delta=delta)
+        assert math.isfinite(epsilon)
+        assert epsilon >= exact_gaussian_epsilon([4.0], delta) * (1 - 1e-6)

@@ -31,6 +31,30 @@ def test_the_mode_does_not_depend_on_the_umask(tmp_path: Path):
     assert stat.S_IMODE((tmp_path / "commitment.key").stat().st_mode) == 0o600
 
 
+def test_a_crash_while_it_is_made_leaves_no_half_of_one(tmp_path: Path, monkeypatch):
+    def crash(*arguments):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", crash)
+        with pytest.raises(OSError, match="no space left"):
+            commitment_key(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert len(commitment_key(tmp_path)) == 32
+
+
+def test_whoever_is_first_makes_it(tmp_path: Path, monkeypatch):
+    link = os.link
+
+    def late(source, target):
+        (tmp_path / "commitment.key").write_bytes(b"f" * 32)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", late)
+    assert commitment_key(tmp_path) == b"f" * 32
+    assert [entry.name for entry in tmp_path.iterdir()] == ["commitment.key"]
+
+
 def test_each_folder_has_its_own(tmp_path: Path):
     folders = [tmp_path / name for name in "abc"]
     for folder in folders:

@@ -24,19 +24,19 @@ def test_the_secret_is_not_shown():
         assert SECRET.hex() not in text
         assert repr(SECRET)[2:-1] not in text
         assert "secret" not in text
-    assert repr(RandomKey.from_seed(5)) == "RandomKey(seed=5)"
+    assert repr(RandomKey.from_seed(5)) == "RandomKey(origin='seed')"
 
 
 def test_a_seed_always_makes_the_same_key():
     assert RandomKey.from_seed(7) == RandomKey.from_seed(7) == RandomKey.make(7)
     assert len({RandomKey.from_seed(seed).secret for seed in range(100)}) == 100
-    assert RandomKey.from_seed(7).seed == 7
+    assert RandomKey.from_seed(7).origin == "seed"
 
 
 def test_the_system_never_makes_the_same_key():
     keys = [RandomKey.from_system() for _ in range(50)] + [RandomKey.make(None)]
     assert len({key.secret for key in keys}) == 51
-    assert {key.seed for key in keys} == {None}
+    assert {key.origin for key in keys} == {"system"}
     # All 256 bits are in use: each is set in some keys and not in others.
     bits = np.unpackbits(np.array([list(key.secret) for key in keys], dtype=np.uint8), axis=1)
     assert bits.any(0).all()
@@ -138,7 +138,15 @@ def test_a_bound_key_is_another_key():
 def test_a_bound_key_keeps_its_origin():
     assert RandomKey.from_seed(5).bound_to("plan").describe() == RandomKey.from_seed(5).describe()
     assert RandomKey.from_system().bound_to("plan").describe()["cryptographic"] is True
-    assert repr(RandomKey.from_seed(5).bound_to("plan")) == "RandomKey(seed=5)"
+    assert repr(RandomKey.from_seed(5).bound_to("plan")) == "RandomKey(origin='seed')"
+
+
+def test_a_key_that_the_caller_brings_is_said_to_be_theirs():
+    words = str(RandomKey(SECRET).describe()["key"])
+    assert "calling program" in words
+    assert words not in (RandomKey.from_system().describe()["key"], RandomKey.from_seed(5).describe()["key"])
+    with pytest.raises(ValueError, match="origin='dice'"):
+        RandomKey(SECRET, "dice")  # pyright: ignore[reportArgumentType]
 
 
 def test_generators_are_functions_of_the_key_too():

@@ -123,11 +123,6 @@ def test_whole_orders_with_sampling_are_opacus_divergences(q, sigma):
 
 
 @pytest.mark.parametrize(("q", "sigma"), SAMPLED)
-def test_fractional_orders_with_sampling_are_at_least_opacus_divergences(q, sigma):
-    assert np.all(get_renyi_divergence(q, sigma) >= opacus_divergences(q, sigma, 1) * (1 - 1e-6))
-
-
-@pytest.mark.parametrize(("q", "sigma"), SAMPLED)
 def test_no_order_is_below_opacus_divergence(q, sigma):
     assert (get_renyi_divergence(q, sigma) >= opacus_divergences(q, sigma, 1) * (1 - 1e-9)).all()
 

@@ -288,3 +288,10 @@ def test_no_examples():
 def test_an_unknown_sampling():
     with pytest.raises(ConfigError, match="sampling='cyclic': expected one of poisson, shuffle"):
         make_selection("cyclic", num_examples=10, batch_size=1, steps=1)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("step", [-1, 5, 6])
+@pytest.mark.parametrize("sampling", ["poisson", "shuffle"])
+def test_no_step_is_drawn_that_is_not_counted(sampling, step):
+    with pytest.raises(ValueError, match=f"^step={step}: the event counts steps 0 to 4$"):
+        make_selection(sampling, num_examples=20, batch_size=4, steps=5).indices(step, RandomKey.from_seed(0))

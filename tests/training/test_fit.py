@@ -506,6 +506,11 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"^extractor: textures with this configuration did not make .*\.h5$"):
             fit(small_features, make_plan(), extractor=other_extractor, key=KEY)
 
+    def test_images_of_another_number(self, small_features: FeatureCache, small_extractor: Extractor):
+        images = np.zeros((7, *small_features.image_shape), np.uint8)
+        with pytest.raises(UserError, match=r"^augmented_images: 7 images for 60 training rows$"):
+            fit(small_features, make_plan(), extractor=small_extractor, key=KEY, augmented_images=images)
+
     def test_a_plan_without_noise_multiplier(self, small_features: FeatureCache, small_extractor: Extractor):
         with pytest.raises(ConfigError, match=r"^noise_multiplier=None: give one, or call calibrated"):
             fit(small_features, make_plan(noise_multiplier=None), extractor=small_extractor, key=KEY)

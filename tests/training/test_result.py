@@ -112,7 +112,7 @@ def test_another_sampler_than_the_plans(small_features: FeatureCache):
 def test_the_key_is_not_in_it(small_features: FeatureCache, key):
     text = json.dumps(make(small_features, key=key))
     assert key.secret.hex() not in text
-    assert ("derived from a seed" in text) == (key.seed is not None)
+    assert ("derived from a seed" in text) == (key.origin == "seed")
 
 
 def test_without_noise_there_is_no_epsilon(small_features: FeatureCache):
