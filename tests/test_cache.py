@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent import futures
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,17 +26,22 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tqdm import tqdm
 
-from scatterdp import cache as cache_module
 from scatterdp.cache import (
     SPLITS,
     FeatureCache,
     cache_path,
     companion_paths,
     extract_features,
+    extraction,
+    files,
+    journal,
+    layout,
+    listing,
     lock_owner,
     partial_path,
     summarize,
@@ -96,8 +102,9 @@ DATASET = made_dataset()
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Four rows of 1 KiB a chunk, and a journal after each."""
-    monkeypatch.setattr(cache_module, "_CHUNK_BYTES", 4096)
-    monkeypatch.setattr(cache_module, "_JOURNAL_SECONDS", 0.0)
+    monkeypatch.setattr(layout, "_CHUNK_BYTES", 4096)
+    monkeypatch.setattr(extraction, "_BATCH_BYTES", 4096)
+    monkeypatch.setattr(extraction, "_JOURNAL_SECONDS", 0.0)
 
 
 def expected_features(extractor: Rows, split: str, dtype: str = "float32") -> np.ndarray:
@@ -210,9 +217,9 @@ def test_holds_features_labels_norms_and_digests(tmp_path, dtype):
                 group: Any = file[split]
                 per_chunk = cache.rows_per_chunk(split)
                 assert per_chunk == (4 if dtype == "float32" else 8)
-                for chunk, digest in enumerate(group["chunk_sha256"][:]):
+                for chunk, digest in enumerate(group["chunk_xxh3_128"][:]):
                     rows = features[chunk * per_chunk : (chunk + 1) * per_chunk]
-                    assert digest.tobytes() == hashlib.sha256(rows.tobytes()).digest()
+                    assert digest.tobytes() == xxhash.xxh3_128_digest(rows.tobytes())
         verify(cache.path)
         assert names(cache.path.parent) == {cache.path.name, cache.path.name + ".lock"}
 
@@ -220,10 +227,10 @@ def test_holds_features_labels_norms_and_digests(tmp_path, dtype):
 def test_chunks_hold_about_two_mebibytes(monkeypatch, tmp_path):
     monkeypatch.undo()
     cifar_row, mnist_row = 243 * 64 * 4, 81 * 49 * 4
-    assert cache_module._rows_per_chunk(50000, cifar_row) == 33
-    assert cache_module._rows_per_chunk(50000, mnist_row) == 132
-    assert cache_module._rows_per_chunk(50000, 3 << 20) == 1
-    assert cache_module._rows_per_chunk(7, mnist_row) == 7
+    assert layout.rows_per_chunk(50000, cifar_row) == 33
+    assert layout.rows_per_chunk(50000, mnist_row) == 132
+    assert layout.rows_per_chunk(50000, 3 << 20) == 1
+    assert layout.rows_per_chunk(7, mnist_row) == 7
 
 
 def test_the_scatternet_end_to_end(tmp_path):
@@ -257,7 +264,8 @@ def test_any_rows_in_any_order_and_any_blocks_read_the_same(shared_cache, indice
 @pytest.fixture(scope="module")
 def shared_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache_module, "_CHUNK_BYTES", 4096)
+        patch.setattr(layout, "_CHUNK_BYTES", 4096)
+        patch.setattr(extraction, "_BATCH_BYTES", 4096)
         return published(tmp_path_factory.mktemp("shared"))
 
 
@@ -277,7 +285,7 @@ def test_file_names_tell_data_set_extractor_and_type_apart(tmp_path):
         cache_path(made_dataset(1), Rows(), features_dir=tmp_path),
     }
     assert len(paths) == 4
-    assert all(cache_module.FILE_NAME.fullmatch(path.name) for path in paths)
+    assert all(files.FILE_NAME.fullmatch(path.name) for path in paths)
     odd = cache_path(made_dataset(name="a/b c"), Rows(), features_dir=tmp_path)
     assert odd.parent == tmp_path
     assert odd.name.startswith("a_b_c-rows-float32-")
@@ -352,7 +360,7 @@ def test_killed_at_random_moments_the_next_run_completes_it(shared_cache, tmp_pa
         path = folder / shared_cache.name
         fresh += 1
         while True:
-            before = sum(cache_module._journaled_rows(path).values())
+            before = sum(journal.journaled_rows(path).values())
             child = extract_in_child(folder, Rows(delay=0.001))
             time.sleep(moments.uniform(0.0, 0.06))
             child.signal(signal.SIGKILL)
@@ -405,14 +413,30 @@ class Killer:
     def arm(self) -> None:
         os.replace, os.fsync = self.around(os.replace), self.around(os.fsync)
         Path.unlink, Path.write_text = self.around(Path.unlink), self.around(Path.write_text)
-        cache_module._allocate = self.around(cache_module._allocate)
-        cache_module._write_at = self.halfway(cache_module._write_at)
-        cache_module._write_attributes = self.around(cache_module._write_attributes)
-        cache_module._Writer._create_split = self.around(cache_module._Writer._create_split)
+        layout.allocate = self.around(layout.allocate)
+        extraction.write_at = self.halfway(extraction.write_at)
+        layout.write_attributes = self.around(layout.write_attributes)
+        layout.create_split = self.around(layout.create_split)
+
+
+class Inline(futures.Executor):
+    """Does at once what it is given: the same steps in the same order each time."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> futures.Future[Any]:
+        future: futures.Future[Any] = futures.Future()
+        try:
+            future.set_result(function(*arguments, **keywords))
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
 
 def test_killed_before_each_single_step_the_next_run_completes_it(shared_cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_module, "_CHUNK_BYTES", 32 << 10)
+    monkeypatch.setattr(extraction, "ThreadPoolExecutor", Inline)
+    monkeypatch.setattr(layout, "_CHUNK_BYTES", 32 << 10)
+    monkeypatch.setattr(extraction, "_BATCH_BYTES", 32 << 10)
     whole = published(tmp_path / "whole")
 
     def run(folder: Path, moment: int) -> int:
@@ -437,10 +461,10 @@ def test_killed_before_each_single_step_the_next_run_completes_it(shared_cache, 
 def test_a_resumed_run_repeats_no_complete_chunk(shared_cache, tmp_path):
     path = tmp_path / shared_cache.name
     child = extract_in_child(tmp_path, Rows(delay=0.01))
-    wait_until(lambda: sum(cache_module._journaled_rows(path).values()) >= 20)
+    wait_until(lambda: sum(journal.journaled_rows(path).values()) >= 20)
     child.signal(signal.SIGKILL)
     assert child.wait() == {}
-    done = sum(cache_module._journaled_rows(path).values())
+    done = sum(journal.journaled_rows(path).values())
     assert 20 <= done < 83
     extractor = Rows()
     extract_features(DATASET, extractor, features_dir=tmp_path).close()
@@ -449,7 +473,7 @@ def test_a_resumed_run_repeats_no_complete_chunk(shared_cache, tmp_path):
 
 
 def test_interrupt_leaves_a_resumable_partial_and_propagates(shared_cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_module, "_JOURNAL_SECONDS", 1000.0)  # so what is saved was saved at the interrupt
+    monkeypatch.setattr(extraction, "_JOURNAL_SECONDS", 1000.0)  # so what is saved was saved at the interrupt
     path = tmp_path / shared_cache.name
     child = extract_in_child(tmp_path, Rows(delay=0.01))
     wait_until(partial_path(path).exists)
@@ -457,7 +481,7 @@ def test_interrupt_leaves_a_resumable_partial_and_propagates(shared_cache, tmp_p
     child.signal(signal.SIGINT)
     assert child.wait()["error"] == "KeyboardInterrupt"
     assert names(tmp_path) == {path.name + suffix for suffix in (".partial", ".progress", ".lock")}
-    done = sum(cache_module._journaled_rows(path).values())
+    done = sum(journal.journaled_rows(path).values())
     assert 4 <= done < 83
     extractor = Rows()
     extract_features(DATASET, extractor, features_dir=tmp_path).close()
@@ -496,7 +520,7 @@ def interrupted(folder: Path, rows: int = 40) -> Path:
     with pytest.raises(KeyboardInterrupt):
         extract_features(DATASET, extractor, features_dir=folder)
     path = cache_path(DATASET, extractor, features_dir=folder)
-    assert sum(cache_module._journaled_rows(path).values()) == rows
+    assert sum(journal.journaled_rows(path).values()) == rows
     return path
 
 
@@ -514,7 +538,7 @@ def spoil_partial_schema(path: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def spoil_partial_versions(path: Path, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(cache_module, "_version", lambda name: "99.0")
+    patch.setattr(extraction, "_version", lambda name: "99.0")
 
 
 def spoil_journal_text(path: Path, patch: pytest.MonkeyPatch) -> None:
@@ -687,7 +711,7 @@ def test_a_file_size_limit_is_met_at_the_start(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_disk_that_fills_up_midway_keeps_what_is_complete(shared_cache, tmp_path, monkeypatch, number):
-    write, calls = cache_module._write_at, []
+    write, calls = extraction.write_at, []
 
     def full(*arguments: Any) -> None:
         calls.append(arguments)
@@ -695,10 +719,10 @@ def test_a_disk_that_fills_up_midway_keeps_what_is_complete(shared_cache, tmp_pa
             raise OSError(number, os.strerror(number))
         write(*arguments)
 
-    monkeypatch.setattr(cache_module, "_write_at", full)
+    monkeypatch.setattr(extraction, "write_at", full)
     with pytest.raises(CacheError, match=r"disk or quota is full: .* is kept in made-rows-.*\.partial and taken up by"):
         extract_features(DATASET, Rows(), features_dir=tmp_path)
-    monkeypatch.setattr(cache_module, "_write_at", write)
+    monkeypatch.setattr(extraction, "write_at", write)
     extractor = Rows()
     extract_features(DATASET, extractor, features_dir=tmp_path).close()
     assert extractor.images == 83 - 24
@@ -805,12 +829,14 @@ def test_another_schema_is_refused(shared_cache, tmp_path):
     path = tmp_path / shared_cache.name
     shutil.copy(shared_cache, path)
     with h5py.File(path, "r+") as file:
-        file.attrs.modify("schema_version", np.int64(2))
-    with pytest.raises(CacheError, match="has schema version 2, this version of scatterdp reads 1; remove it with"):
+        file.attrs.modify("schema_version", np.int64(1))
+    with pytest.raises(CacheError, match="has schema version 1, this version of scatterdp reads 2; remove it with"):
         FeatureCache(path)
 
 
-@pytest.mark.parametrize("name", ["train/features", "test/labels", "train/squared_norms", "test/chunk_sha256", "train"])
+@pytest.mark.parametrize(
+    "name", ["train/features", "test/labels", "train/squared_norms", "test/chunk_xxh3_128", "train"]
+)
 def test_a_missing_array_is_refused(shared_cache, tmp_path, name):
     path = tmp_path / shared_cache.name
     shutil.copy(shared_cache, path)
@@ -848,7 +874,7 @@ def places(path: Path) -> dict[str, list[tuple[int, int]]]:
     with h5py.File(path, "r") as file:
         for split in SPLITS:
             group: Any = file[split]
-            for name in ("labels", "squared_norms", "chunk_sha256"):
+            for name in ("labels", "squared_norms", "chunk_xxh3_128"):
                 start = group[name].id.get_offset()
                 found[f"{split}/{name}"] = [(start, start + group[name].nbytes)]
             features = group["features"]
@@ -889,9 +915,9 @@ def rewritten(source: Path, folder: Path, change: Callable[[Any], None]) -> Path
         group: Any = file["test"]
         change(group)
         features = group["features"][:]
-        for chunk in range(len(group["chunk_sha256"])):
-            digest = hashlib.sha256(features[4 * chunk : 4 * chunk + 4].tobytes()).digest()
-            group["chunk_sha256"][chunk] = np.frombuffer(digest, np.uint8)
+        for chunk in range(len(group["chunk_xxh3_128"])):
+            digest = xxhash.xxh3_128_digest(features[4 * chunk : 4 * chunk + 4].tobytes())
+            group["chunk_xxh3_128"][chunk] = np.frombuffer(digest, np.uint8)
     return path
 
 
@@ -930,5 +956,58 @@ def test_summaries_of_a_published_an_unfinished_and_a_damaged_cache(shared_cache
     assert (found.published, found.damage, found.rows, found.rows_done) == (False, None, (61, 22), 40)
     os.truncate(partial_path(path), 100)
     assert summarize(path).damage is not None
-    assert cache_module.list_caches(tmp_path) == [path]
+    assert listing.list_caches(tmp_path) == [path]
     assert not set(companion_paths(path)) & {path}
+
+
+class Cramped(Rows):
+    """An extractor on a device with room for a few images."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room, self.calls = room, []
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls.append(len(images))
+        if len(images) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().__call__(images)
+
+
+def test_a_device_without_memory_gets_smaller_batches(shared_cache, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(extraction, "_BATCH_BYTES", 16 << 10)
+    extractor = Cramped(room=5)
+    with extract_features(DATASET, extractor, features_dir=tmp_path) as cache:
+        assert filecmp.cmp(cache.path, shared_cache, shallow=False)
+    assert extractor.calls[:3] == [16, 8, 4]
+    assert max(extractor.calls[3:]) == 4
+    assert [record.message for record in caplog.records] == [
+        f"the device ran out of memory: going on with batches of {size} images" for size in (8, 4)
+    ]
+
+
+def test_a_device_without_room_for_one_image(tmp_path):
+    with pytest.raises(CacheError, match=r"^extractor rows: the device has no memory for one image; take --device=cpu$"):
+        extract_features(DATASET, Cramped(room=0), features_dir=tmp_path)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.002, 0.02])
+def test_nothing_is_stored_after_a_batch_that_could_not_be(tmp_path, monkeypatch, seconds):
+    """The extractor runs ahead of the disk: what it hands over after a failure must leave no gap in the journal."""
+    store, calls = extraction._Writer._store, []
+
+    def fails_once(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 3:
+            time.sleep(seconds)
+            raise OSError(errno.EIO, "Input/output error")
+        store(*arguments)
+
+    monkeypatch.setattr(extraction._Writer, "_store", fails_once)
+    with pytest.raises(OSError, match="Input/output error"):
+        extract_features(DATASET, Rows(), features_dir=tmp_path)
+    (path,) = listing.list_caches(tmp_path)
+    assert journal.journaled_rows(path) == {"train": 8, "test": 0}
+    assert len(calls) == 3
+    extract_features(DATASET, Rows(), features_dir=tmp_path).close()
+    verify(path)

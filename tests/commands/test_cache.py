@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from scatterdp import cache as cache_module
-from scatterdp.cache import cache_path, companion_paths, extract_features, partial_path, writer_lock
+from scatterdp.cache import cache_path, companion_paths, extract_features, extraction, layout, partial_path, writer_lock
 from scatterdp.commands.cache import run
 from scatterdp.datasets.dataset import Dataset
 from scatterdp.errors import CacheLockedError, ConfigError
@@ -61,7 +60,8 @@ DATASET = Dataset(
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(cache_module, "_CHUNK_BYTES", 5 * 256)
+    monkeypatch.setattr(layout, "_CHUNK_BYTES", 5 * 256)
+    monkeypatch.setattr(extraction, "_BATCH_BYTES", 5 * 256)
 
 
 @pytest.fixture

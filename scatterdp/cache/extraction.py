@@ -1,0 +1,355 @@
+"""Writing a cache: decode, extract and store, each in a thread of its own, so that none waits for another.
+
+    decode    bytes to [0, 1]                                          one batch ahead
+    extract   the caller's thread; the extractor has threads of its own
+    store     cast, check, ‖x‖², digest, write                         in order, up to two batches behind
+    sync      everything written so far to the disk, then the journal  twice a second
+
+Rows are written at their fixed places; what the journal counts has reached the disk. The operating system is told to forget
+written pages: a cache larger than memory would push out everything else, and pages that are used again are far cheaper than
+fresh ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from tqdm import tqdm
+
+from scatterdp.cache.files import SPLITS, Split, cache_path, check_dtype, partial_path, remedy
+from scatterdp.cache.journal import journal_path, journaled_rows, write_journal
+from scatterdp.cache.layout import Layout, Place, create, places_of, sync_folder
+from scatterdp.cache.lock import writer_lock
+from scatterdp.cache.reading import FeatureCache
+from scatterdp.cache.schema import open_hdf5, read_attributes
+from scatterdp.cache.verification import chunk_digest, squared_norms_of
+from scatterdp.datasets.images import to_channels_first_float
+from scatterdp.errors import CacheError, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from scatterdp.datasets.dataset import Dataset
+    from scatterdp.extractors.base import Extractor
+
+logger = logging.getLogger(__name__)
+
+_BATCH_BYTES = 32 << 20  # features of one batch: enough work for every thread, little memory
+_BEHIND = 2  # batches that may wait to be stored
+_JOURNAL_SECONDS = 0.5  # what a kill may cost; syncing the disk after every chunk would slow fast extractors
+_DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+def extract_features(
+    dataset: Dataset,
+    extractor: Extractor,
+    *,
+    features_dir: Path,
+    dtype: str = "float32",
+    batch_size: int | None = None,
+    progress: bool = False,
+    lock_timeout: float = 0.0,
+) -> FeatureCache:
+    """The cache of a data set's features: opened if it has been published, otherwise computed first.
+
+    An extraction that was interrupted at any moment is taken up where it stopped, and ends in the same content (with
+    another batch size, up to the rounding of the extractor).
+
+    Args:
+        dataset: images and labels.
+        extractor: what to compute, on the device where it is.
+        features_dir: folder of the caches; made when missing.
+        dtype: ``"float32"``, or ``"float16"`` for half the size and 11 bits of precision.
+        batch_size: images a call of the extractor (speed and memory only); about 32 MiB of features by default. Halved as
+            often as a CUDA device runs out of memory.
+        progress: show a progress bar on standard error.
+        lock_timeout: seconds to wait for another process that writes the same cache.
+
+    Returns:
+        The published cache, open for reading; the caller closes it (``with``).
+
+    Raises:
+        ConfigError: dtype or batch size out of range, or the extractor takes images of another shape.
+        CacheLockedError: another live process is writing this cache.
+        CacheError: the published file is damaged or of other fingerprints; features are not finite or do not fit
+            the dtype; the disk is full (what is complete is kept and taken up by the next run).
+    """
+    check_dtype(dtype)
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size}: expected an integer ≥ 1")
+    if extractor.input_shape != dataset.image_shape:
+        raise ConfigError(
+            f"input_shape={extractor.input_shape}: the images of {dataset.name} are {dataset.image_shape}; "
+            "make the extractor for that shape"
+        )
+    path = cache_path(dataset, extractor, features_dir=Path(features_dir), dtype=dtype)
+
+    def published() -> FeatureCache:
+        return FeatureCache(path, dataset_fingerprint=dataset.fingerprint, extractor_fingerprint=extractor.fingerprint)
+
+    if path.exists():
+        return published()
+    writer = _Writer(path, dataset, extractor, dtype, batch_size)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with writer_lock(path, timeout=lock_timeout):
+            if not path.exists():  # another process may have published it while we waited
+                writer.run(progress)
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise _disk_full(path, writer.layout.file_bytes) from error
+        if isinstance(error, PermissionError | FileExistsError | NotADirectoryError):
+            raise CacheError(
+                f"features_dir={features_dir}: cannot write there ({error.strerror}); choose another folder"
+            ) from error
+        raise
+    return published()
+
+
+def _disk_full(path: Path, needed: int) -> CacheError:
+    partial = partial_path(path)
+    kept = f"; what is complete is kept in {partial.name} and taken up by the next run" if partial.exists() else ""
+    return CacheError(
+        f"features_dir={path.parent}: the disk or quota is full: the cache needs about "
+        f"{needed} bytes, {shutil.disk_usage(path.parent).free} are free{kept}; "
+        "free some space or choose another folder"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """Rows ``start`` to ``stop`` of a split."""
+
+    split: Split
+    start: int
+    stop: int
+
+
+class _Writer:
+    """Writes one cache from whatever its last writer left to the published file. Runs under the lock."""
+
+    def __init__(
+        self, path: Path, dataset: Dataset, extractor: Extractor, dtype: str, batch_size: int | None = None
+    ) -> None:
+        self.path, self.partial = path, partial_path(path)
+        self.dataset, self.extractor = dataset, extractor
+        attributes: dict[str, Any] = {
+            "dataset_name": dataset.name,
+            "dataset_fingerprint": dataset.fingerprint,
+            "class_names": list(dataset.class_names),
+            "image_shape": list(dataset.image_shape),
+            "extractor_name": extractor.name,
+            "extractor_fingerprint": extractor.fingerprint,
+            "extractor_config": dataclasses.asdict(extractor.config),
+            "output_shape": list(extractor.output_shape),
+            "dtype": dtype,
+            "versions": {name: _version(name) for name in ("scatterdp", "torch", "kymatio", "h5py")},
+        }
+        self.layout = Layout(attributes=attributes, labels={split: dataset.split(split)[1] for split in SPLITS})
+        self.batch_size = batch_size or max(1, _BATCH_BYTES // self.layout.row_bytes)
+
+    def run(self, progress: bool) -> None:
+        places = self._existing()
+        if places is None:
+            create(self.path, self.layout)
+            places = places_of(self.partial, self.layout)
+        done = self._read_journal(places)
+        if any(done.values()):
+            logger.info("%s: going on after %s rows", self.partial.name, done)
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(open(self.partial, "r+b", buffering=0))
+            bar = None
+            if progress:  # a hidden bar is not free of risk: it takes a lock that forked processes share
+                total = sum(place.rows for place in places.values())
+                bar = stack.enter_context(
+                    tqdm(
+                        total=total,
+                        initial=sum(done.values()),
+                        desc=f"{self.dataset.name}, {self.extractor.name}",
+                        unit="img",
+                    )
+                )
+            try:
+                with contextlib.closing(self._pipeline(file, places, done)) as pipeline:
+                    for rows in pipeline:
+                        if bar is not None:
+                            bar.update(rows)
+            finally:  # also after Ctrl-C or an error: keep what is complete
+                self._write_journal(file, done)
+        os.replace(self.partial, self.path)
+        sync_folder(self.path.parent)
+        journal_path(self.path).unlink(missing_ok=True)
+
+    def _existing(self) -> dict[Split, Place] | None:
+        """The partial file's places, or None where there is none to go on with."""
+        if not self.partial.exists():
+            return None
+        try:
+            with open_hdf5(self.partial) as file:
+                if read_attributes(file, self.partial) != self.layout.attributes:
+                    raise CacheError("it was begun by other versions of the libraries")
+            return places_of(self.partial, self.layout)
+        except (CacheError, KeyError, ValueError, RuntimeError, OSError) as error:
+            reason = str(error).removeprefix(f"{self.partial}: ").partition(";")[0]  # its remedy is what we do
+            logger.warning("%s cannot be resumed, starting over (%s)", self.partial, reason)
+            return None
+
+    # ------------------------------------------------ the pipeline
+
+    def _pipeline(
+        self, file: BinaryIO, places: dict[Split, Place], done: dict[Split, int]
+    ) -> Generator[int, None, None]:
+        """Compute and store what is missing; yields the number of rows after each batch."""
+        journaled = time.monotonic()
+        syncing: Future[None] | None = None
+
+        def store(batch: _Batch, values: np.ndarray) -> int:
+            nonlocal journaled, syncing
+            if done[batch.split] != batch.start:  # the batch before this one failed
+                return 0
+            self._store(file, places[batch.split], batch, values)
+            done[batch.split] = batch.stop
+            if (syncing is None or syncing.done()) and time.monotonic() - journaled >= _JOURNAL_SECONDS:
+                if syncing is not None:
+                    syncing.result()  # its error is ours
+                syncing = sync.submit(self._write_journal, file, dict(done))
+                journaled = time.monotonic()
+            return batch.stop - batch.start
+
+        batches = list(self._batches(places, done))
+        stored: deque[Future[int]] = deque()
+        # Leaving the block waits for what has been handed over, also after an error.
+        with (
+            ThreadPoolExecutor(1, "sync") as sync,
+            ThreadPoolExecutor(1, "decode") as decoder,
+            ThreadPoolExecutor(1, "store") as disk,
+        ):
+            following = [decoder.submit(self._decode, batch) for batch in batches[:1]]
+            for number, batch in enumerate(batches):
+                images = following.pop().result()
+                following += [decoder.submit(self._decode, later) for later in batches[number + 1 : number + 2]]
+                stored.append(disk.submit(store, batch, self._extract(images)))
+                while len(stored) > _BEHIND:
+                    yield stored.popleft().result()
+            while stored:
+                yield stored.popleft().result()
+
+    def _batches(self, places: dict[Split, Place], done: dict[Split, int]) -> Iterator[_Batch]:
+        for split, place in places.items():
+            # Whole chunks: a batch never begins inside a chunk that another run may have ended in.
+            step = max(1, self.batch_size // place.rows_per_chunk) * place.rows_per_chunk
+            for start in range(done[split], place.rows, step):
+                yield _Batch(split, start, min(start + step, place.rows))
+
+    def _decode(self, batch: _Batch) -> torch.Tensor:
+        """Images ``(B, C, H, W)`` float32 in [0, 1], in page-locked memory where that makes the copy to a device faster."""
+        import torch  # seconds to import, and reading a cache does not need it
+
+        images = torch.from_numpy(to_channels_first_float(self.dataset.split(batch.split)[0][batch.start : batch.stop]))
+        return images.pin_memory() if torch.cuda.is_available() else images
+
+    def _extract(self, images: torch.Tensor) -> np.ndarray:
+        """Features ``(B, K, h, w)`` float32 in calls of at most ``batch_size`` images."""
+        import torch
+
+        pieces: list[np.ndarray] = []
+        start = 0
+        while start < len(images):
+            piece = images[start : start + self.batch_size]
+            try:
+                output = self.extractor(piece)
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise CacheError(
+                        f"extractor {self.extractor.name}: the device has no memory for one image; take --device=cpu"
+                    ) from None
+                self.batch_size //= 2
+                torch.cuda.empty_cache()
+                logger.warning("the device ran out of memory: going on with batches of %d images", self.batch_size)
+                continue
+            if tuple(output.shape) != (len(piece), *self.layout.row_shape) or output.dtype != torch.float32:
+                raise CacheError(
+                    f"extractor {self.extractor.name}: returned {output.dtype} of shape {tuple(output.shape)}, "
+                    f"expected torch.float32 {(len(piece), *self.layout.row_shape)}"
+                )
+            pieces.append(output.cpu().numpy())
+            start += len(piece)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def _store(self, file: BinaryIO, place: Place, batch: _Batch, values: np.ndarray) -> None:
+        rows = _cast(values, self.layout.attributes["dtype"])
+        squared_norms = squared_norms_of(rows)
+        finite = np.isfinite(squared_norms)
+        if not finite.all():
+            self._refuse(values[int(np.argmin(finite))], f"{batch.split} row {batch.start + int(np.argmin(finite))}")
+        for first in range(0, len(rows), place.rows_per_chunk):
+            chunk, content = (batch.start + first) // place.rows_per_chunk, rows[first : first + place.rows_per_chunk]
+            write_at(file, place.chunks[chunk], content.data.cast("B"))
+            write_at(file, place.digests + 16 * chunk, chunk_digest(content))
+        write_at(file, place.squared_norms + 8 * batch.start, squared_norms.astype("<f8").tobytes())
+
+    def _refuse(self, values: np.ndarray, where: str) -> None:
+        if np.isfinite(values).all():
+            raise CacheError(
+                f"dtype=float16: the features of {where} reach "
+                f"{np.abs(values).max():g}, more than {np.finfo(np.float16).max:g}; take dtype=float32"
+            )
+        raise CacheError(
+            f"extractor {self.extractor.name}: the features of {where} are NaN or infinite; look at that image"
+        )
+
+    # ------------------------------------------------ the journal
+
+    def _read_journal(self, places: dict[Split, Place]) -> dict[Split, int]:
+        """Complete rows of each split; zero where the journal is missing or says nothing that can be."""
+        try:
+            done = journaled_rows(self.path)
+            for split, place in places.items():
+                rows = done[split]
+                if not 0 <= rows <= place.rows or (rows != place.rows and rows % place.rows_per_chunk):
+                    raise CacheError(f"{journal_path(self.path)}: {rows} {split} rows cannot be; {remedy(self.path)}")
+        except CacheError as error:
+            logger.warning("starting over: %s", str(error).partition(";")[0])  # its remedy is what we do
+            return dict.fromkeys(SPLITS, 0)
+        return done
+
+    def _write_journal(self, file: BinaryIO, done: dict[Split, int]) -> None:
+        """Say how far the rows are, after they have reached the disk."""
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        write_journal(self.path, done)
+
+
+def _cast(values: np.ndarray, dtype: str) -> np.ndarray:
+    import torch  # NumPy's conversion to half precision is ten times slower
+
+    return torch.from_numpy(values).to(getattr(torch, dtype)).contiguous().numpy()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def write_at(file: BinaryIO, offset: int, content: bytes | memoryview) -> None:
+    """Write all of ``content`` at ``offset``."""
+    file.seek(offset)
+    view = memoryview(content)
+    while view:
+        view = view[file.write(view) :]
