@@ -987,7 +987,9 @@ def test_a_device_without_memory_gets_smaller_batches(shared_cache, tmp_path, mo
 
 
 def test_a_device_without_room_for_one_image(tmp_path):
-    with pytest.raises(CacheError, match=r"^extractor rows: the device has no memory for one image; take --device=cpu$"):
+    with pytest.raises(
+        CacheError, match=r"^extractor rows: the device has no memory for one image; take --device=cpu$"
+    ):
         extract_features(DATASET, Cramped(room=0), features_dir=tmp_path)
 
 

@@ -1,5 +1,6 @@
 // The scattering transform of image planes on a CPU, one image a vector lane. The mathematics is told in
-// scattering_kernel.py, which also compiles this file: M, N (padded size), H, W (input size), J, L, ORDER are macros.
+// scattering_kernel.py, which also compiles this file: M, N (padded size), H, W (input size), OUT_H, OUT_W (output size), J, L, ORDER
+// are macros.
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
@@ -132,7 +133,6 @@ template <int n> static __attribute__((noinline)) void fft(const cv* in, int is,
 
 // ---------------------------------------------------------------- one group of LANES planes
 
-static constexpr int OUT_H = H >> J, OUT_W = W >> J;
 static constexpr int PATHS2 = L * L * J * (J - 1) / 2;
 static constexpr int CHANNELS = 1 + J * L + (ORDER == 2 ? PATHS2 : 0);
 

@@ -57,7 +57,7 @@ class KernelUnavailableError(RuntimeError):
 
 
 class ScatteringKernel:
-    """The scattering transform of planes ``(P, H, W)`` float32 → ``(P, channels, H >> J, W >> J)`` on the CPU.
+    """The scattering transform of planes ``(P, H, W)`` float32 → ``(P, channels, h, w)`` on the CPU.
 
     Args:
         scattering: Kymatio's transform, whose filters are used.
@@ -71,12 +71,13 @@ class ScatteringKernel:
         rows, columns = int(scattering._M_padded), int(scattering._N_padded)
         second_order = scattering.L**2 * J * (J - 1) // 2 if scattering.max_order == 2 else 0
         channels = 1 + J * scattering.L + second_order
-        self._input = (height, width)
+        self._input = (rows, columns) if scattering.pre_pad else (height, width)
         self._output = (channels, height >> J, width >> J)
         self._arrays: list[np.ndarray] = []  # what the constants point to
         self._constants = self._make_constants(scattering, rows, columns)
-        macros = {"M": rows, "N": columns, "H": height, "W": width, "J": J, "L": scattering.L}
-        self._scatter = ctypes.CDLL(str(compiled({**macros, "ORDER": scattering.max_order}))).scatter
+        macros = {"M": rows, "N": columns, "J": J, "L": scattering.L, "ORDER": scattering.max_order}
+        macros |= {"H": self._input[0], "W": self._input[1], "OUT_H": height >> J, "OUT_W": width >> J}
+        self._scatter = ctypes.CDLL(str(compiled(macros))).scatter
         self._check(scattering)
 
     def __call__(self, planes: torch.Tensor) -> torch.Tensor:

@@ -7,12 +7,7 @@ privacy Tramèr & Boneh 2021). Filters are Kymatio's (Andreux et al. 2020). On a
 the transform is :mod:`scatterdp.extractors.scattering_kernel` where a C++ compiler is found, else Kymatio's; on CUDA it is
 Kymatio's. The numbers agree to 1e-5.
 
-**Mirror folding** (``mirror=True``). Scattering nearly commutes with mirroring: orientation θ becomes -θ and column i of the
-grid becomes column w - i. (Grid point i sits at pixel 2^J·i, so the mirror image's point sits one pixel beside it; column 0
-has no partner.) The map that swaps both is an involution G; the features x and Gx of an image are those of its mirror image
-and back, up to that pixel. Folding keeps the coordinates of the projection (x + Gx)/√2 … on the G-symmetric subspace, which
-is all that a classifier blind to mirroring can use: half the dimensions, so half the memory, half the work and less noise in
-a private gradient of the same signal. It is a fixed function of one image.
+With ``mirror=True`` features are folded with those of the mirror image: :mod:`scatterdp.extractors.mirror`.
 """
 
 from __future__ import annotations
@@ -30,6 +25,8 @@ from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
 
 from scatterdp.errors import ConfigError
 from scatterdp.extractors.base import check_images, fingerprint
+from scatterdp.extractors.mirror import MirrorFold
+from scatterdp.extractors.scattering_channels import Channel, scattering_channels, scattering_paths
 from scatterdp.extractors.scattering_kernel import KernelUnavailableError, ScatteringKernel
 
 logger = logging.getLogger(__name__)
@@ -50,6 +47,8 @@ class ScatterNetConfig:
         max_order: 1, or 2 for second-order coefficients too.
         normalize: ``"imagenet"`` subtracts ImageNet's public mean colour and divides by its standard deviation
             (RGB only); ``"none"`` leaves [0, 1] as it is.
+        pre_pad: the images are padded already, by at least 2^J pixels a side; their sides are multiples of 2^J, and the
+            outermost 2^J pixels give no output of their own.
         mirror: fold the features with those of the mirror image; the width w becomes ⌊w/2⌋ + 1.
 
     Raises:
@@ -66,6 +65,7 @@ class ScatterNetConfig:
     max_order: int = 2
     normalize: Normalize = "none"
     mirror: bool = False
+    pre_pad: bool = False
 
     def __post_init__(self) -> None:
         for name in ("J", "L"):
@@ -120,12 +120,22 @@ class ScatterNet:
             raise ConfigError(
                 f"normalize='imagenet': expected RGB images (3 channels), these have {channels}; take normalize='none'"
             )
+        if config.pre_pad:
+            if height % 2**config.J or width % 2**config.J or min(height, width) < 3 * 2**config.J:
+                raise ConfigError(
+                    f"pre_pad=True: expected images whose sides are multiples of 2^J = {2**config.J}, at least three of them, "
+                    f"these have {height}×{width}; pad them, or leave pre_pad out"
+                )
+            height, width = height - 2 * 2**config.J, width - 2 * 2**config.J
         self.config = config
-        self.input_shape = (channels, height, width)
-        self._scattering = ScatteringTorch2D(config.J, (height, width), L=config.L, max_order=config.max_order)
-        grid = (height // 2**config.J, width // 2**config.J)
-        self._fold = _MirrorFold(config, channels, *grid) if config.mirror else None
-        self.output_shape = (len(self.channel_orders), *grid) if self._fold is None else self._fold.shape
+        self.input_shape = input_shape
+        self._scattering = ScatteringTorch2D(
+            config.J, (height, width), L=config.L, max_order=config.max_order, pre_pad=config.pre_pad
+        )
+        paths = scattering_paths(J=config.J, L=config.L, max_order=config.max_order)
+        h, w = height // 2**config.J, width // 2**config.J
+        self._fold = MirrorFold(paths, L=config.L, colours=channels, height=h, width=w) if config.mirror else None
+        self.output_shape = (channels * len(paths), h, w) if self._fold is None else self._fold.shape
         rgb_constants = config.normalize == "imagenet"
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if rgb_constants else ((0.0,) * channels, (1.0,) * channels)
         self.fingerprint = fingerprint(
@@ -139,11 +149,10 @@ class ScatterNet:
         self._std = torch.tensor(std).view(-1, 1, 1)
 
     @cached_property
-    def channel_orders(self) -> tuple[int, ...]:
-        """Scattering order (0, 1 or 2) of each of the K output channels."""
-        J, L = self.config.J, self.config.L
-        one_colour = (0,) + (1,) * (J * L) + (2,) * (L * L * J * (J - 1) // 2 if self.config.max_order == 2 else 0)
-        return one_colour * self.input_shape[0]
+    def channels(self) -> tuple[Channel, ...]:
+        """What each of the K output channels is; with ``mirror``, the channel that its mirror image was folded into."""
+        config = self.config
+        return scattering_channels(J=config.J, L=config.L, max_order=config.max_order, colours=self.input_shape[0])
 
     @torch.no_grad()  # not inference_mode: its tensors could not be fed to a head that trains
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
@@ -179,57 +188,3 @@ class ScatterNet:
         if self._fold is not None:
             self._fold.to(device)
         return self
-
-
-class _MirrorFold:
-    """Coordinates of the projection on features that are equal to their mirrored selves: a weighted sum of two gathers."""
-
-    def __init__(self, config: ScatterNetConfig, colours: int, height: int, width: int) -> None:
-        turned = [_mirrored_orientation(theta, config.L) for theta in range(config.L)]
-        one_colour = torch.tensor(_mirrored_channels(config, turned))
-        channels = torch.cat([colour * len(one_colour) + one_colour for colour in range(colours)])
-        columns = torch.arange(width // 2 + 1)
-        partners = torch.where(columns == 0, 0, width - columns)
-        # Two columns become one: √½ keeps lengths. A column that is its own partner stays, once for a channel and once for
-        # the channel's mirror. Column 0 has no partner on the grid and stays as it is.
-        own = torch.where(columns == 0, 1.0, torch.where(columns == partners, 0.5, 0.5**0.5))
-        self.shape = (len(channels), height, len(columns))
-        position = torch.arange(len(channels) * height * width).view(len(channels), height, width)
-        self._own = position[:, :, columns].flatten()
-        self._mirrored = position[channels][:, :, partners].flatten()
-        self._own_weight = own.expand(self.shape).flatten()
-        self._mirrored_weight = torch.where(columns == 0, 0.0, own).expand(self.shape).flatten()
-
-    def __call__(self, features: torch.Tensor) -> torch.Tensor:
-        """``(B, K, h, w) -> (B, K, h, ⌊w/2⌋ + 1)``."""
-        flat = features.flatten(1)
-        folded = flat.index_select(1, self._own).mul_(self._own_weight)
-        folded.addcmul_(flat.index_select(1, self._mirrored), self._mirrored_weight)
-        return folded.unflatten(1, self.shape)
-
-    def to(self, device: torch.device | str) -> None:
-        for name in ("_own", "_mirrored", "_own_weight", "_mirrored_weight"):
-            setattr(self, name, getattr(self, name).to(device))
-
-
-def _mirrored_orientation(theta: int, L: int) -> int:
-    """The orientation index of ψ_θ's mirror image: Kymatio's angle of index θ is (⌊L/2⌋ - 1 - θ)·π/L for even L."""
-    return (2 * int(L - L / 2 - 1) - theta) % L
-
-
-def _mirrored_channels(config: ScatterNetConfig, turned: list[int]) -> list[int]:
-    """For each channel of one colour the channel that mirroring the image moves it to."""
-    L = config.L
-    channels = [0]
-    channels += [1 + j * L + t for j in range(config.J) for t in turned]
-    if config.max_order == 2:
-        # Kymatio's order: for the first wavelet (j1, θ1), the second's scale j2 > j1, then its orientation θ2.
-        first = len(channels)
-        index = {}
-        for j1 in range(config.J):
-            for theta1 in range(L):
-                for j2 in range(j1 + 1, config.J):
-                    for theta2 in range(L):
-                        index[j1, theta1, j2, theta2] = first + len(index)
-        channels += [index[j1, turned[theta1], j2, turned[theta2]] for j1, theta1, j2, theta2 in index]
-    return channels

@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from kymatio.scattering2d.frontend.numpy_frontend import ScatteringNumPy2D
 from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
 
@@ -87,7 +90,7 @@ def test_a_constant_image_has_its_value_at_order_zero_and_nothing_above():
     extractor = ScatterNet(ScatterNetConfig(), (2, 16, 16))
     images = torch.tensor([0.25, 0.75]).view(1, 2, 1, 1).expand(1, 2, 16, 16)
     features = extractor(images)[0]
-    orders = torch.tensor(extractor.channel_orders)
+    orders = torch.tensor([channel.order for channel in extractor.channels])
     assert orders.tolist() == ([0] + [1] * 16 + [2] * 64) * 2
     torch.testing.assert_close(features[orders == 0][0], torch.full((4, 4), 0.25), rtol=1e-4, atol=0)
     torch.testing.assert_close(features[orders == 0][1], torch.full((4, 4), 0.75), rtol=1e-4, atol=0)
@@ -95,11 +98,63 @@ def test_a_constant_image_has_its_value_at_order_zero_and_nothing_above():
 
 
 @pytest.mark.parametrize("config", [ScatterNetConfig(J=3, L=4), ScatterNetConfig(J=2, L=5, max_order=1)], ids=str)
-def test_channel_orders_are_kymatios(config):
-    paths = ScatteringTorch2D(config.J, (16, 16), L=config.L, max_order=config.max_order, out_type="list")(
-        torch.zeros(1, 16, 16)
+def test_channels_are_kymatios(config):
+    kymatio = ScatteringTorch2D(config.J, (16, 16), L=config.L, max_order=config.max_order, out_type="list")
+    paths = kymatio(torch.zeros(1, 16, 16))
+    channels = ScatterNet(config, (2, 16, 16)).channels
+    assert len(channels) == 2 * len(paths)
+    assert [channel.colour for channel in channels] == [0] * len(paths) + [1] * len(paths)
+    for channel, path in zip(channels, [*paths, *paths], strict=True):
+        assert (channel.order, channel.scales, channel.orientations) == (len(path["j"]), path["j"], path["theta"])
+    assert channels[1].name == "colour 0, j=0 θ=0"
+    # The angles are those of the filters: a wave along one excites its channel most.
+    for channel in channels[1 : 1 + config.L]:
+        row, column = np.mgrid[:16, :16]
+        phase = 3 * np.pi / 4 * (row * np.cos(channel.angles[0]) + column * np.sin(channel.angles[0]))
+        wave = torch.from_numpy(np.cos(phase)).float()[None]
+        answers = torch.stack([path["coef"].mean() for path in kymatio(wave)[1 : 1 + config.L]])
+        assert int(answers.argmax()) == channel.orientations[0]
+
+
+@pytest.mark.parametrize("J", [1, 2, 3, 4])
+@pytest.mark.parametrize(("L", "max_order"), [(4, 2), (6, 2), (8, 2), (8, 1)])
+def test_scales_and_orientations_equal_the_frozen_float64_references(J, L, max_order):
+    with np.load(DATA / "scattering_references.npz") as data:
+        images, expected = (data[f"J{J}_L{L}_order{max_order}_{name}"] for name in ("images", "features"))
+    extractor = ScatterNet(ScatterNetConfig(J=J, L=L, max_order=max_order), (1, *images.shape[1:]))
+    for batch in (images, images[1:]):
+        features = extractor(torch.from_numpy(to_channels_first_float(batch)))
+        np.testing.assert_allclose(features.numpy(), expected[-len(batch) :], rtol=0, atol=1e-5)
+
+
+@given(data=st.data(), J=st.integers(1, 3), L=st.sampled_from([3, 4, 8]), max_order=st.integers(1, 2))
+@settings(max_examples=12, deadline=None)
+def test_any_shape_equals_kymatio(data, J, L, max_order):
+    height, width = data.draw(st.tuples(*[st.integers(2**J, 2**J + 13)] * 2))
+    images = data.draw(
+        hnp.arrays(np.float32, (2, 1, height, width), elements=st.floats(0, 1, width=32), fill=st.just(np.float32(0.5)))
     )
-    assert ScatterNet(config, (1, 16, 16)).channel_orders == tuple(len(path["j"]) for path in paths)
+    kymatio = ScatteringNumPy2D(J, (height, width), L=L, max_order=max_order)
+    ours = ScatterNet(ScatterNetConfig(J=J, L=L, max_order=max_order), (1, height, width))(torch.from_numpy(images))
+    np.testing.assert_allclose(ours.numpy(), kymatio(images.astype(np.float64))[:, 0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("compiler", ["c++", "no-such-compiler"])
+def test_padded_images_give_the_features_of_the_padding_that_is_usual(monkeypatch, compiler):
+    monkeypatch.setenv("CXX", compiler)
+    images = made_images(3, (3, 24, 20))
+    padded = torch.nn.functional.pad(images, (4, 4, 4, 4), mode="reflect")
+    usual = make_extractor("scatternet", (3, 24, 20))(images)
+    extractor = make_extractor("scatternet", (3, 32, 28), pre_pad=True)
+    assert extractor.output_shape == (243, 6, 5)
+    torch.testing.assert_close(extractor(padded), usual, atol=1e-5, rtol=0)
+    assert (extractor(padded.flip(3)) - usual).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("shape", [(1, 30, 32), (1, 32, 30), (1, 8, 32)])
+def test_padded_images_have_sides_of_whole_steps(shape):
+    with pytest.raises(ConfigError, match=r"^pre_pad=True: expected images whose sides are multiples of 2\^J = 4"):
+        make_extractor("scatternet", shape, pre_pad=True)
 
 
 def test_is_homogeneous_of_degree_one_without_normalisation():
