@@ -7,7 +7,7 @@ import sys
 
 from scatterdp.commands.exits import exit_code
 
-COMMANDS = {"cache": "show, check and remove cached features"}
+COMMANDS = {"extract": "compute and cache features", "cache": "show, check and remove cached features"}
 
 
 def main() -> int:

@@ -16,7 +16,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+import types
 from collections.abc import Callable
 from concurrent import futures
 from pathlib import Path
@@ -105,6 +107,10 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(layout, "_CHUNK_BYTES", 4096)
     monkeypatch.setattr(extraction, "_BATCH_BYTES", 4096)
     monkeypatch.setattr(extraction, "_JOURNAL_SECONDS", 0.0)
+
+
+def journaled_count(path: Path) -> int:
+    return sum(map(journal.count, journal.journaled(path).values()))
 
 
 def expected_features(extractor: Rows, split: str, dtype: str = "float32") -> np.ndarray:
@@ -360,7 +366,7 @@ def test_killed_at_random_moments_the_next_run_completes_it(shared_cache, tmp_pa
         path = folder / shared_cache.name
         fresh += 1
         while True:
-            before = sum(journal.journaled_rows(path).values())
+            before = journaled_count(path)
             child = extract_in_child(folder, Rows(delay=0.001))
             time.sleep(moments.uniform(0.0, 0.06))
             child.signal(signal.SIGKILL)
@@ -378,7 +384,7 @@ def test_killed_at_random_moments_the_next_run_completes_it(shared_cache, tmp_pa
         assert filecmp.cmp(path, shared_cache, shallow=False)
         assert content(path) == content(shared_cache)
         verify(path)
-        assert names(folder) <= {path.name, path.name + ".lock", path.name + ".pid", path.name + ".progress"}
+        assert names(folder) <= {path.name, path.name + ".lock", path.name + ".pid", path.name + ".progress-0"}
     assert resumed >= 5, "the kills did not hit the middle of the work"
 
 
@@ -461,10 +467,10 @@ def test_killed_before_each_single_step_the_next_run_completes_it(shared_cache, 
 def test_a_resumed_run_repeats_no_complete_chunk(shared_cache, tmp_path):
     path = tmp_path / shared_cache.name
     child = extract_in_child(tmp_path, Rows(delay=0.01))
-    wait_until(lambda: sum(journal.journaled_rows(path).values()) >= 20)
+    wait_until(lambda: journaled_count(path) >= 20)
     child.signal(signal.SIGKILL)
     assert child.wait() == {}
-    done = sum(journal.journaled_rows(path).values())
+    done = journaled_count(path)
     assert 20 <= done < 83
     extractor = Rows()
     extract_features(DATASET, extractor, features_dir=tmp_path).close()
@@ -480,8 +486,8 @@ def test_interrupt_leaves_a_resumable_partial_and_propagates(shared_cache, tmp_p
     time.sleep(0.1)
     child.signal(signal.SIGINT)
     assert child.wait()["error"] == "KeyboardInterrupt"
-    assert names(tmp_path) == {path.name + suffix for suffix in (".partial", ".progress", ".lock")}
-    done = sum(journal.journaled_rows(path).values())
+    assert names(tmp_path) == {path.name + suffix for suffix in (".partial", ".progress-0", ".lock")}
+    done = journaled_count(path)
     assert 4 <= done < 83
     extractor = Rows()
     extract_features(DATASET, extractor, features_dir=tmp_path).close()
@@ -520,7 +526,7 @@ def interrupted(folder: Path, rows: int = 40) -> Path:
     with pytest.raises(KeyboardInterrupt):
         extract_features(DATASET, extractor, features_dir=folder)
     path = cache_path(DATASET, extractor, features_dir=folder)
-    assert sum(journal.journaled_rows(path).values()) == rows
+    assert journaled_count(path) == rows
     return path
 
 
@@ -542,15 +548,15 @@ def spoil_partial_versions(path: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def spoil_journal_text(path: Path, patch: pytest.MonkeyPatch) -> None:
-    Path(f"{path}.progress").write_text("{")
+    Path(f"{path}.progress-0").write_text("{")
 
 
 def spoil_journal_rows(path: Path, patch: pytest.MonkeyPatch) -> None:
-    Path(f"{path}.progress").write_text('{"train": 41, "test": 0}')
+    Path(f"{path}.progress-0").write_text('{"train": [[0, 41]], "test": []}')
 
 
 def spoil_journal_range(path: Path, patch: pytest.MonkeyPatch) -> None:
-    Path(f"{path}.progress").write_text('{"train": 64, "test": 0}')
+    Path(f"{path}.progress-0").write_text('{"train": [[0, 64]], "test": []}')
 
 
 @pytest.mark.parametrize(
@@ -560,9 +566,9 @@ def spoil_journal_range(path: Path, patch: pytest.MonkeyPatch) -> None:
         (spoil_partial_text, "cannot be resumed, starting over (is not a readable HDF5 file)"),
         (spoil_partial_schema, "cannot be resumed, starting over (has schema version 99"),
         (spoil_partial_versions, "cannot be resumed, starting over (it was begun by other versions of the libraries)"),
-        (spoil_journal_text, "progress: is unreadable"),
-        (spoil_journal_rows, "41 train rows cannot be"),
-        (spoil_journal_range, "64 train rows cannot be"),
+        (spoil_journal_text, "progress-0: is unreadable"),
+        (spoil_journal_rows, "train rows 0 to 41 cannot be"),
+        (spoil_journal_range, "train rows 0 to 64 cannot be"),
     ],
 )
 def test_what_cannot_be_resumed_is_started_over_and_said_once(tmp_path, monkeypatch, caplog, spoil, reason):
@@ -581,7 +587,7 @@ def test_what_cannot_be_resumed_is_started_over_and_said_once(tmp_path, monkeypa
 
 def test_a_partial_file_without_a_journal_is_written_from_the_first_row(tmp_path):
     path = interrupted(tmp_path)
-    Path(f"{path}.progress").unlink()
+    Path(f"{path}.progress-0").unlink()
     extractor = Rows()
     extract_features(DATASET, extractor, features_dir=tmp_path).close()
     assert extractor.images == 83
@@ -1009,7 +1015,88 @@ def test_nothing_is_stored_after_a_batch_that_could_not_be(tmp_path, monkeypatch
     with pytest.raises(OSError, match="Input/output error"):
         extract_features(DATASET, Rows(), features_dir=tmp_path)
     (path,) = listing.list_caches(tmp_path)
-    assert journal.journaled_rows(path) == {"train": 8, "test": 0}
+    assert journal.journaled(path) == {"train": [(0, 8)], "test": []}
     assert len(calls) == 3
     extract_features(DATASET, Rows(), features_dir=tmp_path).close()
     verify(path)
+
+
+# ---------------------------------------------------------------- several processes
+
+
+class Team:
+    """Threads that act as the processes of one extraction."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.barrier, self.value = size, threading.Barrier(size), None
+
+    def member(self, rank: int) -> Any:
+        member = types.SimpleNamespace(rank=rank, size=self.size, wait=lambda: self.barrier.wait(20))
+
+        def share(value: Any) -> Any:
+            if rank == 0:
+                self.value = value
+            self.barrier.wait(20)
+            shared = self.value
+            self.barrier.wait(20)
+            return shared
+
+        member.share = share
+        return member
+
+    def extract(self, folder: Path, extractors: list[Rows]) -> list[BaseException | None]:
+        def one(rank: int) -> BaseException | None:
+            try:
+                extract_features(DATASET, extractors[rank], features_dir=folder, ranks=self.member(rank)).close()
+            except BaseException as error:
+                self.barrier.abort()
+                return error
+            return None
+
+        with futures.ThreadPoolExecutor(self.size) as pool:
+            return list(pool.map(one, range(self.size)))
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_processes_together_write_the_file_that_one_would(shared_cache, tmp_path, size):
+    extractors = [Rows() for _ in range(size)]
+    assert Team(size).extract(tmp_path, extractors) == [None] * size
+    assert sum(extractor.images for extractor in extractors) == 83
+    assert max(extractor.images for extractor in extractors) <= 83 // size + 8
+    path = tmp_path / shared_cache.name
+    assert filecmp.cmp(path, shared_cache, shallow=False)
+    assert names(tmp_path) == {path.name, path.name + ".lock"}
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+@pytest.mark.parametrize("size_after", [1, 2, 5])
+def test_the_rows_of_a_lost_process_are_done_again_and_no_others(shared_cache, tmp_path, lost, size_after):
+    def dies(features: torch.Tensor) -> None:
+        if extractors[lost].images > 12:
+            raise KeyboardInterrupt
+
+    extractors = [Rows(spoil=dies if rank == lost else None) for rank in range(3)]
+    errors = Team(3).extract(tmp_path, extractors)
+    assert isinstance(errors[lost], KeyboardInterrupt)
+    path = tmp_path / shared_cache.name
+    assert not path.exists()
+    done = journaled_count(path)
+    assert done > 12 + 40  # the others had nothing to wait for
+    again = [Rows() for _ in range(size_after)]
+    assert Team(size_after).extract(tmp_path, again) == [None] * size_after
+    assert sum(extractor.images for extractor in again) == 83 - done
+    assert filecmp.cmp(path, shared_cache, shallow=False)
+    assert names(tmp_path) == {path.name, path.name + ".lock"}
+
+
+@given(rows=st.integers(1, 60), data=st.data())
+def test_missing_rows_are_those_in_no_interval(rows, data):
+    ends = st.tuples(st.integers(0, rows), st.integers(0, rows)).map(sorted).filter(lambda pair: pair[0] < pair[1])
+    intervals = [tuple(pair) for pair in data.draw(st.lists(ends, max_size=6))]
+    covered = {row for first, stop in intervals for row in range(first, stop)}
+    whole = journal.merged(intervals)
+    assert {row for first, stop in whole for row in range(first, stop)} == covered
+    assert journal.count(whole) == len(covered)
+    assert {row for first, stop in journal.missing(whole, rows) for row in range(first, stop)} == set(
+        range(rows)
+    ) - covered

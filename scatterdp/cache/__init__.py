@@ -6,7 +6,7 @@ of some rows are missing. The steps, in the order that makes this safe:
 
     NAME.h5.creating   the structure, allocated to its final size        → renamed when complete
     NAME.h5.partial    rows are written here, chunk by chunk             → renamed when complete
-    NAME.h5.progress   how many rows of each split are complete; replaced atomically, after the rows themselves
+    NAME.h5.progress-R which rows are complete by process R; replaced atomically, after the rows themselves
     NAME.h5            the published cache; nothing but a finished file ever has this name
     NAME.h5.lock       held by the writer while it lives (NAME.h5.pid says who it is)
 
@@ -18,12 +18,14 @@ from scatterdp.cache.extraction import extract_features
 from scatterdp.cache.files import SPLITS, Split, cache_path, companion_paths, partial_path
 from scatterdp.cache.listing import Summary, is_feature_cache, list_caches, summarize
 from scatterdp.cache.lock import lock_owner, writer_lock
+from scatterdp.cache.ranks import Ranks, ranks_of_environment
 from scatterdp.cache.reading import FeatureCache
 from scatterdp.cache.verification import verify
 
 __all__ = [
     "SPLITS",
     "FeatureCache",
+    "Ranks",
     "Split",
     "Summary",
     "cache_path",
@@ -33,6 +35,7 @@ __all__ = [
     "list_caches",
     "lock_owner",
     "partial_path",
+    "ranks_of_environment",
     "summarize",
     "verify",
     "writer_lock",

@@ -5,6 +5,8 @@
     store     cast, check, ‖x‖², digest, write                         in order, up to two batches behind
     sync      everything written so far to the disk, then the journal  twice a second
 
+Several processes (:mod:`scatterdp.cache.ranks`) share what is missing; the first makes the file and publishes it.
+
 Rows are written at their fixed places; what the journal counts has reached the disk. The operating system is told to forget
 written pages: a cache larger than memory would push out everything else, and pages that are used again are far cheaper than
 fresh ones.
@@ -20,7 +22,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,10 +31,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from scatterdp.cache.files import SPLITS, Split, cache_path, check_dtype, partial_path, remedy
-from scatterdp.cache.journal import journal_path, journaled_rows, write_journal
+from scatterdp.cache.files import SPLITS, Split, cache_path, check_dtype, journal_paths, partial_path
+from scatterdp.cache.journal import Intervals, count, journaled, merged, missing, write_journal
 from scatterdp.cache.layout import Layout, Place, create, places_of, sync_folder
 from scatterdp.cache.lock import writer_lock
+from scatterdp.cache.ranks import Alone, Ranks
 from scatterdp.cache.reading import FeatureCache
 from scatterdp.cache.schema import open_hdf5, read_attributes
 from scatterdp.cache.verification import chunk_digest, squared_norms_of
@@ -62,6 +65,7 @@ def extract_features(
     batch_size: int | None = None,
     progress: bool = False,
     lock_timeout: float = 0.0,
+    ranks: Ranks | None = None,
 ) -> FeatureCache:
     """The cache of a data set's features: opened if it has been published, otherwise computed first.
 
@@ -77,6 +81,7 @@ def extract_features(
             often as a CUDA device runs out of memory.
         progress: show a progress bar on standard error.
         lock_timeout: seconds to wait for another process that writes the same cache.
+        ranks: the processes that call this together, each with the same arguments; only this one by default.
 
     Returns:
         The published cache, open for reading; the caller closes it (``with``).
@@ -100,13 +105,14 @@ def extract_features(
     def published() -> FeatureCache:
         return FeatureCache(path, dataset_fingerprint=dataset.fingerprint, extractor_fingerprint=extractor.fingerprint)
 
-    if path.exists():
+    ranks = ranks or Alone()
+    if ranks.share(path.exists()):
         return published()
-    writer = _Writer(path, dataset, extractor, dtype, batch_size)
+    writer = _Writer(path, dataset, extractor, dtype, batch_size, ranks)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with writer_lock(path, timeout=lock_timeout):
-            if not path.exists():  # another process may have published it while we waited
+        with writer_lock(path, timeout=lock_timeout) if ranks.rank == 0 else contextlib.nullcontext():
+            if not ranks.share(path.exists()):  # another process may have published it while we waited
                 writer.run(progress)
     except OSError as error:
         if error.errno in _DISK_FULL:
@@ -142,9 +148,15 @@ class _Writer:
     """Writes one cache from whatever its last writer left to the published file. Runs under the lock."""
 
     def __init__(
-        self, path: Path, dataset: Dataset, extractor: Extractor, dtype: str, batch_size: int | None = None
+        self,
+        path: Path,
+        dataset: Dataset,
+        extractor: Extractor,
+        dtype: str,
+        batch_size: int | None,
+        ranks: Ranks,
     ) -> None:
-        self.path, self.partial = path, partial_path(path)
+        self.path, self.partial, self.ranks = path, partial_path(path), ranks
         self.dataset, self.extractor = dataset, extractor
         attributes: dict[str, Any] = {
             "dataset_name": dataset.name,
@@ -162,66 +174,76 @@ class _Writer:
         self.batch_size = batch_size or max(1, _BATCH_BYTES // self.layout.row_bytes)
 
     def run(self, progress: bool) -> None:
-        places = self._existing()
-        if places is None:
+        if self.ranks.rank == 0 and not self._can_go_on():
             create(self.path, self.layout)
-            places = places_of(self.partial, self.layout)
-        done = self._read_journal(places)
-        if any(done.values()):
-            logger.info("%s: going on after %s rows", self.partial.name, done)
+        self.ranks.wait()
+        places = places_of(self.partial, self.layout)
+        complete = self._read_journals(places)
+        if self.ranks.rank == 0:  # takes over what earlier processes have left, before others replace their journals
+            write_journal(self.path, 0, complete)
+        complete = self.ranks.share(complete)
+        batches = self._batches(places, complete)
+        first, stop = (len(batches) * rank // self.ranks.size for rank in (self.ranks.rank, self.ranks.rank + 1))
+        batches = batches[first:stop]
+        nothing: dict[Split, Intervals] = {split: [] for split in SPLITS}
+        done = complete if self.ranks.rank == 0 else nothing
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(open(self.partial, "r+b", buffering=0))
             bar = None
             if progress:  # a hidden bar is not free of risk: it takes a lock that forked processes share
-                total = sum(place.rows for place in places.values())
+                already = sum(map(count, done.values()))
+                total = already + sum(batch.stop - batch.start for batch in batches)
                 bar = stack.enter_context(
-                    tqdm(
-                        total=total,
-                        initial=sum(done.values()),
-                        desc=f"{self.dataset.name}, {self.extractor.name}",
-                        unit="img",
-                    )
+                    tqdm(total=total, initial=already, desc=f"{self.dataset.name}, {self.extractor.name}", unit="img")
                 )
             try:
-                with contextlib.closing(self._pipeline(file, places, done)) as pipeline:
+                with contextlib.closing(self._pipeline(file, places, batches, done)) as pipeline:
                     for rows in pipeline:
                         if bar is not None:
                             bar.update(rows)
             finally:  # also after Ctrl-C or an error: keep what is complete
                 self._write_journal(file, done)
-        os.replace(self.partial, self.path)
-        sync_folder(self.path.parent)
-        journal_path(self.path).unlink(missing_ok=True)
+        self.ranks.wait()
+        if self.ranks.rank == 0:
+            os.replace(self.partial, self.path)
+            sync_folder(self.path.parent)
+            for journal in journal_paths(self.path):
+                journal.unlink(missing_ok=True)
+        self.ranks.wait()
 
-    def _existing(self) -> dict[Split, Place] | None:
-        """The partial file's places, or None where there is none to go on with."""
+    def _can_go_on(self) -> bool:
+        """Whether there is a partial file to go on with."""
         if not self.partial.exists():
-            return None
+            return False
         try:
             with open_hdf5(self.partial) as file:
                 if read_attributes(file, self.partial) != self.layout.attributes:
                     raise CacheError("it was begun by other versions of the libraries")
-            return places_of(self.partial, self.layout)
+            places_of(self.partial, self.layout)
+            return True
         except (CacheError, KeyError, ValueError, RuntimeError, OSError) as error:
             reason = str(error).removeprefix(f"{self.partial}: ").partition(";")[0]  # its remedy is what we do
             logger.warning("%s cannot be resumed, starting over (%s)", self.partial, reason)
-            return None
+            return False
 
     # ------------------------------------------------ the pipeline
 
     def _pipeline(
-        self, file: BinaryIO, places: dict[Split, Place], done: dict[Split, int]
+        self, file: BinaryIO, places: dict[Split, Place], batches: list[_Batch], done: dict[Split, Intervals]
     ) -> Generator[int, None, None]:
-        """Compute and store what is missing; yields the number of rows after each batch."""
+        """Compute and store batches, noting in ``done`` what is stored; yields the number of rows after each batch."""
         journaled = time.monotonic()
         syncing: Future[None] | None = None
+        failed = False
 
         def store(batch: _Batch, values: np.ndarray) -> int:
-            nonlocal journaled, syncing
-            if done[batch.split] != batch.start:  # the batch before this one failed
+            nonlocal journaled, syncing, failed
+            if failed:
                 return 0
+            failed = True
             self._store(file, places[batch.split], batch, values)
-            done[batch.split] = batch.stop
+            failed = False
+            done[batch.split] = merged([*done[batch.split], (batch.start, batch.stop)])
             if (syncing is None or syncing.done()) and time.monotonic() - journaled >= _JOURNAL_SECONDS:
                 if syncing is not None:
                     syncing.result()  # its error is ours
@@ -229,7 +251,6 @@ class _Writer:
                 journaled = time.monotonic()
             return batch.stop - batch.start
 
-        batches = list(self._batches(places, done))
         stored: deque[Future[int]] = deque()
         # Leaving the block waits for what has been handed over, also after an error.
         with (
@@ -247,12 +268,14 @@ class _Writer:
             while stored:
                 yield stored.popleft().result()
 
-    def _batches(self, places: dict[Split, Place], done: dict[Split, int]) -> Iterator[_Batch]:
+    def _batches(self, places: dict[Split, Place], complete: dict[Split, Intervals]) -> list[_Batch]:
+        """What is missing, in pieces of whole chunks."""
+        batches: list[_Batch] = []
         for split, place in places.items():
-            # Whole chunks: a batch never begins inside a chunk that another run may have ended in.
             step = max(1, self.batch_size // place.rows_per_chunk) * place.rows_per_chunk
-            for start in range(done[split], place.rows, step):
-                yield _Batch(split, start, min(start + step, place.rows))
+            for first, stop in missing(complete[split], place.rows):
+                batches += [_Batch(split, start, min(start + step, stop)) for start in range(first, stop, step)]
+        return batches
 
     def _decode(self, batch: _Batch) -> torch.Tensor:
         """Images ``(B, C, H, W)`` float32 in [0, 1], in page-locked memory where that makes the copy to a device faster."""
@@ -313,25 +336,30 @@ class _Writer:
 
     # ------------------------------------------------ the journal
 
-    def _read_journal(self, places: dict[Split, Place]) -> dict[Split, int]:
-        """Complete rows of each split; zero where the journal is missing or says nothing that can be."""
+    def _read_journals(self, places: dict[Split, Place]) -> dict[Split, Intervals]:
+        """Complete rows of each split; none where a journal says what cannot be."""
         try:
-            done = journaled_rows(self.path)
+            complete = journaled(self.path)
             for split, place in places.items():
-                rows = done[split]
-                if not 0 <= rows <= place.rows or (rows != place.rows and rows % place.rows_per_chunk):
-                    raise CacheError(f"{journal_path(self.path)}: {rows} {split} rows cannot be; {remedy(self.path)}")
+                for first, stop in complete[split]:
+                    whole = first % place.rows_per_chunk == 0 and (
+                        stop == place.rows or stop % place.rows_per_chunk == 0
+                    )
+                    if not (whole and 0 <= first < stop <= place.rows):
+                        raise CacheError(f"{self.path.name}: journaled {split} rows {first} to {stop} cannot be")
         except CacheError as error:
             logger.warning("starting over: %s", str(error).partition(";")[0])  # its remedy is what we do
-            return dict.fromkeys(SPLITS, 0)
-        return done
+            return {split: [] for split in SPLITS}
+        if any(complete.values()):
+            logger.info("%s: going on after %s rows", self.partial.name, {s: count(i) for s, i in complete.items()})
+        return complete
 
-    def _write_journal(self, file: BinaryIO, done: dict[Split, int]) -> None:
+    def _write_journal(self, file: BinaryIO, done: dict[Split, Intervals]) -> None:
         """Say how far the rows are, after they have reached the disk."""
         os.fsync(file.fileno())
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        write_journal(self.path, done)
+        write_journal(self.path, self.ranks.rank, done)
 
 
 def _cast(values: np.ndarray, dtype: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import re
@@ -57,10 +58,25 @@ def partial_path(path: Path) -> Path:
     return beside(path, ".partial")
 
 
+def journal_path(path: Path, rank: int = 0) -> Path:
+    """Where the journal of the cache at ``path`` is that the process of number ``rank`` keeps."""
+    return beside(path, f".progress-{rank}")
+
+
+def journal_paths(path: Path) -> list[Path]:
+    """All journals beside the cache at ``path``."""
+    return sorted(path.parent.glob(f"{glob.escape(path.name)}.progress-*"))
+
+
 def companion_paths(path: Path) -> tuple[Path, ...]:
     """Every file that writing the cache at ``path`` may leave beside it, the lock file last."""
-    suffixes = (".creating", ".partial", ".progress", ".progress.new", ".pid", ".lock")
-    return tuple(beside(path, suffix) for suffix in suffixes)
+    return (
+        beside(path, ".creating"),
+        beside(path, ".partial"),
+        *journal_paths(path),
+        beside(path, ".pid"),
+        beside(path, ".lock"),
+    )
 
 
 def remedy(path: Path) -> str:

@@ -14,8 +14,7 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
-from scatterdp.cache.files import DTYPES, SPLITS, Split, beside, partial_path
-from scatterdp.cache.journal import journal_path
+from scatterdp.cache.files import DTYPES, SPLITS, Split, beside, journal_paths, partial_path
 from scatterdp.cache.schema import open_hdf5, write_attributes
 from scatterdp.errors import CacheError
 
@@ -76,7 +75,7 @@ def create(path: Path, layout: Layout) -> None:
     """Make the structure of the cache at ``path``, allocate the disk and rename it to the partial file."""
     partial, creating = partial_path(path), beside(path, ".creating")
     # The leftovers go first: their space counts, and a journal must never describe another partial file.
-    for leftover in (journal_path(path), partial, creating):
+    for leftover in (*journal_paths(path), partial, creating):
         leftover.unlink(missing_ok=True)
     if shutil.disk_usage(path.parent).free < layout.file_bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(partial))

@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 
 from scatterdp.cache.files import FILE_NAME, partial_path
-from scatterdp.cache.journal import journaled_rows
+from scatterdp.cache.journal import count, journaled
 from scatterdp.cache.lock import lock_owner
 from scatterdp.cache.reading import FeatureCache
 from scatterdp.cache.schema import open_hdf5, read_attributes
@@ -64,7 +64,7 @@ def summarize(path: Path) -> Summary:
             with open_hdf5(file) as opened:
                 attributes = read_attributes(opened, file)
                 rows = (len(opened["train/labels"]), len(opened["test/labels"]))  # pyright: ignore[reportArgumentType]
-            done = sum(journaled_rows(path).values())
+            done = sum(map(count, journaled(path).values()))
     except CacheError as error:
         damage = str(error).removeprefix(f"{file}: ").partition(";")[0]
     except (KeyError, TypeError, OSError, RuntimeError) as error:

@@ -16,5 +16,9 @@ def exit_code(command: Callable[[], int | None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: what was finished is kept", file=sys.stderr)
+        print(
+            "interrupted: what was finished is kept; an extraction goes on when the same command runs again, a training with "
+            "--resume=RUN_FOLDER",
+            file=sys.stderr,
+        )
         return 130

@@ -18,6 +18,7 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import Any, Literal, Self, get_args
 
+import numpy as np
 import torch
 
 # Not kymatio.torch: that imports the 3D transform too, which needs a function SciPy 1.17 has dropped.
@@ -154,6 +155,11 @@ class ScatterNet:
         config = self.config
         return scattering_channels(J=config.J, L=config.L, max_order=config.max_order, colours=self.input_shape[0])
 
+    def wavelet(self, j: int, theta: int) -> np.ndarray:
+        """The frequency response ``(M, N)`` of a wavelet on the padded grid; real."""
+        psi = next(psi for psi in self._scattering.psi if (psi["j"], psi["theta"]) == (j, theta))
+        return np.squeeze(np.asarray(psi["levels"][0]))
+
     @torch.no_grad()  # not inference_mode: its tensors could not be fed to a head that trains
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Scattering coefficients ``(B, K, h, w)`` of ``(B, C, H, W)`` images in [0, 1]; float32, on this device.
@@ -161,17 +167,22 @@ class ScatterNet:
         Raises:
             UserError: images of another shape or type, outside [0, 1] or not finite.
         """
+        features = self.unfolded(images)
+        return features if self._fold is None else self._fold(features)
+
+    def unfolded(self, images: torch.Tensor) -> torch.Tensor:
+        """The coefficients without mirror folding, a map for each of :attr:`channels`."""
         check_images(images, self.input_shape)
         images = images.to(self._mean.device, torch.float32)
         if len(images) == 0:  # some FFT libraries refuse it
-            return images.new_empty((0, *self.output_shape))
+            grid = self._scattering.shape[0] >> self.config.J, self._scattering.shape[1] >> self.config.J
+            return images.new_empty((0, len(self.channels), *grid))
         normalised = ((images - self._mean) / self._std).contiguous()
         if self._mean.device.type == "cpu" and self._kernel is not None:
             coefficients = self._kernel(normalised.flatten(0, 1)).unflatten(0, images.shape[:2])
         else:
             coefficients = self._scattering(normalised)
-        features = coefficients.flatten(1, 2)
-        return features if self._fold is None else self._fold(features)
+        return coefficients.flatten(1, 2)
 
     @cached_property
     def _kernel(self) -> ScatteringKernel | None:
