@@ -41,6 +41,12 @@ class RunFolder:
     def checkpoint(self) -> Path:
         return self.path / "checkpoint.pt"
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether something may have left the private data: then only a checkpoint can go on, with the very noise of before."""
+        metrics = self.path / "metrics.jsonl"
+        return self.checkpoint.exists() or (metrics.exists() and metrics.stat().st_size > 0)
+
     @classmethod
     def create(cls, path: Path, config: BaselinesConfig) -> RunFolder:
         """A new folder with its config.
@@ -72,15 +78,17 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path) -> tuple[RunFolder, BaselinesConfig]:
-        """An unfinished run and its config.
+        """An unfinished run and its config; one that was stopped before its first checkpoint begins anew.
 
         Raises:
-            ConfigError: not a run folder.
+            ConfigError: not a run folder, or a complete run.
         """
         try:
             content = (path / "config.json").read_bytes()
         except OSError as error:
             raise ConfigError(f"resume={path}: not a run folder (no config.json in it)") from error
+        if (path / "summary.json").exists():
+            raise ConfigError(f"resume={path}: this run is complete; start another with a new --run_dir")
         try:
             return cls(path), BaselinesConfig.from_json(content.decode())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -105,7 +113,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write ``name`` atomically."""
-        self._replace(name, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+        self._replace(name, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Replace ``metrics.jsonl`` by these rows."""

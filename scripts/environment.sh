@@ -13,6 +13,7 @@ if [ -f "$stamp" ] && [ "$stamp" -nt requirements.txt ] && [ "$stamp" -nt pyproj
     exit 0
 fi
 [ -x .venv/bin/python ] || "$python" -m venv .venv
+echo "making the environment in .venv (some minutes the first time)" >&2
 # torch by itself first: pip then never weighs another build of it.
 .venv/bin/python -m pip install --quiet "$(grep '^torch==' requirements.txt)"
 .venv/bin/python -m pip install --quiet -r requirements.txt -e '.[dev]'

@@ -324,9 +324,7 @@ class TestWholeRun:
         outcome = run(f"--resume={whole.folder}")
         assert outcome.code == 2
         assert outcome.err == (
-            f"error: resume={whole.folder}: has no checkpoint.pt; the run is complete, never began, or was one of "
-            "--optim=LR, which keeps none; "
-            "start one with a new --run_dir\n"
+            f"error: resume={whole.folder}: this run is complete; start another with a new --run_dir\n"
         )
         assert contents(whole.folder) == before
 
@@ -399,7 +397,7 @@ class TestKilled:
             patch.setattr(RunFolder, "append_metrics", interrupts)
             outcome = run(f"--dataset={own_images}", "--epochs=5", "--noise_multiplier=4", "--run_dir=run")
         assert outcome.code == 130
-        assert outcome.err.splitlines()[-1] == "interrupted: what was finished is kept"
+        assert outcome.err.splitlines()[-1] == ("interrupted: go on with python -m scatterdp.baselines --resume=run")
         assert names(work / "run") == {"checkpoint.pt", "config.json", "metrics.jsonl"}
         return work / "run"
 
@@ -408,6 +406,32 @@ class TestKilled:
         assert outcome.code == 0, outcome.err
         assert names(interrupted) == FILES
         assert [row["epoch"] for row in read_rows(interrupted)] == [1, 2, 3, 4, 5]
+
+    def test_a_run_stopped_before_its_first_checkpoint_begins_anew(self, run, interrupted: Path):
+        (interrupted / "checkpoint.pt").unlink()
+        (interrupted / "metrics.jsonl").write_text("")
+        outcome = run("--resume=run")
+        assert outcome.code == 0, outcome.err
+        assert names(interrupted) == FILES
+        assert [row["epoch"] for row in read_rows(interrupted)] == [1, 2, 3, 4, 5]
+
+    def test_a_run_that_has_told_something_needs_its_checkpoint(self, run, interrupted: Path):
+        (interrupted / "checkpoint.pt").unlink()
+        before = contents(interrupted)
+        outcome = run("--resume=run")
+        assert outcome.code == 2
+        assert outcome.err == "error: resume=run: has no checkpoint.pt; start the run anew in another --run_dir\n"
+        assert contents(interrupted) == before
+
+    def test_damaged_features_are_not_trained_on(self, run, interrupted: Path):
+        folder = Path(read_json(interrupted / "config.json")["features_dir"])
+        (cache,) = [path for path in folder.glob("*.h5") if not path.name.startswith("digits")]
+        content = bytearray(cache.read_bytes())
+        content[len(content) // 2] ^= 1
+        cache.write_bytes(content)
+        outcome = run("--resume=run")
+        assert outcome.code == 2
+        assert "do not match their digest; remove it with `python -m scatterdp cache rm" in outcome.err
 
     def test_other_flags_beside_resume_are_refused(self, run, interrupted: Path):
         before = contents(interrupted)

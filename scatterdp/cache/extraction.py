@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
+from scatterdp.cache.digests import chunk_digest, squared_norms_of
 from scatterdp.cache.files import SPLITS, Split, cache_path, check_dtype, journal_paths, partial_path
 from scatterdp.cache.journal import Intervals, count, journaled, merged, missing, write_journal
 from scatterdp.cache.layout import Layout, Place, create, places_of, sync_folder
@@ -38,7 +39,6 @@ from scatterdp.cache.lock import writer_lock
 from scatterdp.cache.ranks import Alone, Ranks
 from scatterdp.cache.reading import FeatureCache
 from scatterdp.cache.schema import open_hdf5, read_attributes
-from scatterdp.cache.verification import chunk_digest, squared_norms_of
 from scatterdp.datasets.images import to_channels_first_float
 from scatterdp.errors import CacheError, ConfigError
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from scatterdp.cache.digests import chunk_digest
 from scatterdp.cache.files import DTYPES, SPLITS, Split, remedy
 from scatterdp.cache.schema import open_hdf5, read_attributes
 from scatterdp.errors import CacheError, ConfigError
@@ -147,19 +148,41 @@ class FeatureCache:
         return self._read(split, "squared_norms", slice(None))
 
     def iter_rows(self, split: Split, rows_per_block: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Read a split from first to last.
+        """Read a split from first to last; every chunk is compared with its digest.
 
         Args:
             split: ``"train"`` or ``"test"``.
             rows_per_block: examples a block; the last block may be shorter.
 
         Yields:
-            ``(start, block)``: the block's first row and its ``(B, K, h, w)`` features, a fresh array.
+            ``(start, block)``: the block's first row and its ``(B, K, h, w)`` features, the caller's to change.
+
+        Raises:
+            CacheError: rows do not match their digest.
         """
         if rows_per_block < 1:
             raise ConfigError(f"rows_per_block={rows_per_block}: expected an integer ≥ 1")
-        for start in range(0, self.num_rows(split), rows_per_block):
-            yield start, self._read(split, "features", slice(start, start + rows_per_block))
+        chunk, total = self.rows_per_chunk(split), self.num_rows(split)
+        at_once = math.ceil(rows_per_block / chunk) * chunk
+        start, rest = 0, np.empty((0, *self.output_shape), DTYPES[self.dtype])
+        for first in range(0, total, at_once):
+            rows = self._read(split, "features", slice(first, first + at_once))
+            self._check_digests(split, first, rows)
+            rest = np.concatenate([rest, rows]) if len(rest) else rows
+            while len(rest) >= rows_per_block or (start + len(rest) == total and len(rest)):
+                yield start, rest[:rows_per_block]
+                start, rest = start + len(rest[:rows_per_block]), rest[rows_per_block:]
+
+    def _check_digests(self, split: Split, first: int, rows: np.ndarray) -> None:
+        chunk = self.rows_per_chunk(split)
+        digests = self._read(split, "chunk_xxh3_128", slice(first // chunk, None))
+        for number, start in enumerate(range(0, len(rows), chunk)):
+            piece = rows[start : start + chunk]
+            if chunk_digest(piece) != digests[number].tobytes():
+                raise CacheError(
+                    f"{self.path}: {split} rows {first + start} to {first + start + len(piece) - 1} do not match their digest; "
+                    f"{remedy(self.path)}"
+                )
 
     def read(self, split: Split, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Features ``(len(indices), K, h, w)`` of some rows, in the order given; rows may repeat.

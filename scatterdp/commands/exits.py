@@ -15,10 +15,9 @@ def exit_code(command: Callable[[], int | None]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print(
-            "interrupted: what was finished is kept; an extraction goes on when the same command runs again, a training with "
-            "--resume=RUN_FOLDER",
+            str(interrupt) or "interrupted: what was finished is kept, the same command goes on from there",
             file=sys.stderr,
         )
         return 130

@@ -32,6 +32,15 @@ LIMITS = (
 VERSIONED = ("scatterdp", "torch", "numpy", "scipy", "dp-accounting", "kymatio", "h5py")
 
 
+def rounded_up(epsilon: float) -> str:
+    """ε to four decimals, never below what was computed.
+
+    >>> rounded_up(2.99991)
+    '3.0000'
+    """
+    return f"{math.ceil(epsilon * 1e4) / 1e4:.4f}"
+
+
 def make_certificate(
     ledger: Ledger,
     *,
@@ -64,7 +73,7 @@ def make_certificate(
         covered = [f"the {entry.name}" for entry in ledger.entries if entry.name != TRAINING]
         covered += ["every model update", "all that is computed from them"]
         statement = (
-            f"This run is (ε = {math.ceil(epsilon * 1e4) / 1e4:.4f}, δ = {delta!r})-differentially private. "
+            f"This run is (ε = {rounded_up(epsilon)}, δ = {delta!r})-differentially private. "
             f"Neighbouring data sets: {adjacency}. Covered: {', '.join(covered[:-1])} and {covered[-1]}. "
             f"Not covered: {', '.join(not_private)}."
         )

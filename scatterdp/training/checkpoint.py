@@ -73,7 +73,7 @@ class Checkpoint:
             content = path.read_bytes()
         except FileNotFoundError:
             raise UserError(
-                f"resume={path.parent}: has no {path.name}; the run is complete, never began, or was one of --optim=LR, which keeps none; start one with a new --run_dir"
+                f"resume={path.parent}: has no {path.name}; start the run anew in another --run_dir"
             ) from None
         except OSError as error:
             raise UserError(

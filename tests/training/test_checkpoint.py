@@ -183,8 +183,7 @@ def test_absent(tmp_path):
     folder.mkdir()
     with pytest.raises(
         UserError,
-        match=rf"^resume={re.escape(str(folder))}: has no checkpoint\.pt; the run is complete, never began, or was one of "
-        r"--optim=LR, which keeps none; start one with a new --run_dir$",
+        match=rf"^resume={re.escape(str(folder))}: has no checkpoint\.pt; start the run anew in another --run_dir$",
     ):
         Checkpoint.load(folder / "checkpoint.pt")
 
