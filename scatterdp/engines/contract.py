@@ -1,13 +1,15 @@
 """The contract of every engine: a sum of per-example gradients, each clipped to an L2 bound.
 
-**Formal guarantee.** For a set of examples S the answer is :math:`\\sum_{i \\in S} g_i \\min(1, C/\\lVert g_i\\rVert)`
-over all trainable parameters jointly, so adding or removing an example moves it by at most C = ``max_grad_norm`` in L2.
+**Formal guarantee.** For a set of examples S the answer is :math:`\\sum_{i \\in S} c(g_i)` over all trainable parameters jointly,
+where c is a clipping function of :mod:`scatterdp.engines.clipping` (``flat``: :math:`g_i \\min(1, C/\\lVert g_i\\rVert)`), so adding or
+removing an example moves it by at most C = ``max_grad_norm`` in L2.
 
 | edge case | answer |
 |---|---|
 | no examples | zeros, no norms |
 | gradient 0 | contributes 0 |
 | gradient with NaN or infinite entries | contributes 0; its reported norm is what it is (``nan`` or ``inf``) |
+| gradient at an output below 1e-30 after clipping (``ghost``, ``mixed_ghost``) | contributes 0 |
 | gradient whose norm an engine cannot compute (``linear``: ‖x‖² overflows the precision of x) | contributes 0, norm ``inf`` |
 """
 
@@ -17,8 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
+
+from scatterdp.engines.clipping import Clipping
 
 #: ``(outputs (b, …), labels (b,)) -> losses (b,)``; an example's loss may depend on its own row only.
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
@@ -43,6 +46,7 @@ class Engine(Protocol):
         y: Tensor,
         *,
         max_grad_norm: float,
+        clipping: Clipping = "flat",
         squared_norms: Tensor | None = None,
     ) -> ClippedSum:
         """Clip and sum.
@@ -53,19 +57,7 @@ class Engine(Protocol):
             x: inputs of one physical batch.
             y: ``(b,)`` labels.
             max_grad_norm: C > 0.
+            clipping: which clipping function.
             squared_norms: ``(b,)`` of ``‖x‖²`` where the caller has them; engines without use ignore them.
         """
         ...
-
-
-def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
-    """``min(1, C / norm)`` for each example; 0 where the norm is NaN or infinite."""
-    check_bound(max_grad_norm)
-    factors = torch.where(norms <= max_grad_norm, torch.ones_like(norms), max_grad_norm / norms)
-    return torch.where(norms.isfinite(), factors, torch.zeros_like(norms))
-
-
-def check_bound(max_grad_norm: float) -> None:
-    """Raise ValueError unless the bound is a number > 0."""
-    if not max_grad_norm > 0:
-        raise ValueError(f"max_grad_norm={max_grad_norm}: expected a number > 0")

@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from scatterdp.engines.contract import ClippedSum, PerExampleLoss, clip_factors
+from scatterdp.engines.clipping import Clipping, layer_factors
+from scatterdp.engines.contract import ClippedSum, PerExampleLoss
 
 
 def linear_engine(
@@ -22,6 +23,7 @@ def linear_engine(
     y: Tensor,
     *,
     max_grad_norm: float,
+    clipping: Clipping = "flat",
     squared_norms: Tensor | None = None,
 ) -> ClippedSum:
     """The engine contract for ``nn.Linear`` on inputs ``(b, D)``.
@@ -44,8 +46,8 @@ def linear_engine(
             squared_inputs += x.square().sum(1)
         else:
             squared_inputs += squared_norms
-    norms = residuals.double().norm(dim=1) * squared_inputs.sqrt()
-    factors = clip_factors(norms, max_grad_norm)
+    squares = residuals.double().square().sum(1) * squared_inputs
+    (factors,), norms = layer_factors(squares[None], max_grad_norm, clipping)
     if not torch.isfinite(norms).all():
         # 0 · NaN is NaN: rows that may not count are replaced, not multiplied away.
         kept = norms.isfinite()[:, None]

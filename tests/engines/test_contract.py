@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scatterdp.engines import ENGINES
-from scatterdp.engines.contract import clip_factors
+from scatterdp.engines.clipping import clip_factors
 
 
 def cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def squared_error(outputs: Tensor, labels: Tensor) -> Tensor:
-    return (outputs - F.one_hot(labels, outputs.shape[1])).square().mean(1)
+    return (outputs - (labels[:, None] == torch.arange(outputs.shape[1])).to(outputs.dtype)).square().mean(1)
 
 
 LOSSES = {"cross entropy": cross_entropy, "squared error": squared_error}

@@ -1,0 +1,87 @@
+"""Which modules hold trainable parameters, and which of them cannot be trained privately.
+
+A *layer* is a module with trainable parameters of its own; per-layer clipping and the book-keeping engines go by layers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from scatterdp.errors import UserError
+
+_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+def layers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Name and module of every layer, in the order of ``named_modules``."""
+    return [(name, module) for name, module in model.named_modules() if any(True for _ in own_parameters(module))]
+
+
+def own_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of the trainable parameters that belong to the module itself."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter.requires_grad:
+            yield name, parameter
+
+
+def full_name(layer: str, parameter: str) -> str:
+    """The name of a layer's parameter in the whole model."""
+    return f"{layer}.{parameter}" if layer else parameter
+
+
+def check_private(model: nn.Module) -> None:
+    """Refuse what mixes examples or hides a parameter's gradient.
+
+    Raises:
+        UserError: batch normalisation, an instance normalisation with running statistics, or a parameter in two places; says
+            the module and the way out.
+    """
+    seen: dict[int, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        label = f"module {name or type(model).__name__!r} ({type(module).__name__})"
+        if isinstance(module, nn.modules.instancenorm._InstanceNorm):
+            if module.track_running_stats:
+                raise UserError(f"{label}: keeps running statistics of private data; set track_running_stats=False")
+        elif isinstance(module, _BATCH_NORMS) and (module.training or not module.track_running_stats):
+            raise UserError(
+                f"{label}: batch normalisation mixes examples, so no per-example gradient exists; swap it for group "
+                "normalisation (scatterdp.engines.without_batch_norm(model) does), or freeze it with .eval()"
+            )
+        for parameter_name, parameter in own_parameters(module):
+            full = full_name(name, parameter_name)
+            if id(parameter) in seen:
+                raise UserError(
+                    f"{label}: its {parameter_name} is the same tensor as {seen[id(parameter)]}; give each module a "
+                    "parameter of its own, or freeze it with requires_grad_(False)"
+                )
+            seen[id(parameter)] = full
+
+
+def without_batch_norm(model: nn.Module, *, max_groups: int = 32) -> nn.Module:
+    """A copy in which every batch normalisation is a group normalisation (Wu & He 2018) of as many channels.
+
+    The number of groups is the largest up to ``max_groups`` that divides the channels. Scale and shift are kept.
+    """
+    if isinstance(model, _BATCH_NORMS):
+        return _group_norm_of(model, max_groups)
+    model = copy.deepcopy(model)
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, _BATCH_NORMS) and not isinstance(child, nn.modules.instancenorm._InstanceNorm):
+                setattr(module, name, _group_norm_of(child, max_groups))
+    return model
+
+
+def _group_norm_of(norm: nn.modules.batchnorm._BatchNorm, max_groups: int) -> nn.GroupNorm:
+    channels = norm.num_features
+    groups = max(g for g in range(1, min(max_groups, channels) + 1) if channels % g == 0)
+    replacement = nn.GroupNorm(groups, channels, eps=norm.eps, affine=norm.affine)
+    if norm.affine:
+        replacement.load_state_dict(
+            {name: value for name, value in norm.state_dict().items() if name in ("weight", "bias")}
+        )
+        replacement.to(norm.weight.device, norm.weight.dtype)
+    return replacement.train(norm.training)

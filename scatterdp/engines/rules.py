@@ -1,0 +1,311 @@
+r"""What each kind of layer knows about its per-example gradients, from its inputs a and the gradients g at its outputs.
+
+**Linear and convolution.** Both are matrix products once inputs are laid out as :math:`U_i` (D × T: inputs of each of T output
+positions, one column a position) and output gradients as :math:`V_i` (P × T): example i's weight gradient is
+:math:`V_i U_i^\top`, its bias gradient :math:`V_i 1`. The norm needs no gradient ("ghost", Goodfellow 2015 for T = 1; Li et al.
+2022, arXiv 2110.05679; Bu et al. 2022, arXiv 2205.10683, section 3 for convolutions):
+
+.. math:: \lVert V_i U_i^\top \rVert^2 = \langle U_i^\top U_i,\; V_i^\top V_i \rangle ,
+
+T² (D + P) operations and 2 T² numbers in place of T D P and D P. Groups of a grouped convolution add up.
+
+**Normalisations** keep their per-example gradients, which are no larger than the inputs.
+
+**Embedding.** The gradient of row v is the sum of g at the positions where v stands, so the squared norm is the sum of
+:math:`\langle g_s, g_t \rangle` over pairs of positions with the same index.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scatterdp.engines.modules import own_parameters
+
+
+class Rule(ABC):
+    """One call of one layer in one batch.
+
+    Args:
+        module: the layer.
+        inputs: a ``(b, …)``, detached.
+        gradients: g ``(b, …)``, of the sum of the examples' losses.
+    """
+
+    def __init__(self, module: Any, inputs: Tensor, gradients: Tensor) -> None:
+        self.module, self.inputs, self.gradients = module, inputs, gradients
+        self.trainable = {name for name, _ in own_parameters(module)}
+
+    @abstractmethod
+    def per_example(self) -> dict[str, Tensor]:
+        """Per-example gradients ``(b, *shape)`` by the parameter's name in the module."""
+
+    def ghost_squared_norms(self) -> Tensor:
+        """``(b,)`` squared norms; without the gradients where the layer can do that."""
+        return squared_norms_of(self.per_example())
+
+    def prefers_ghost(self) -> bool:
+        """Whether norms are cheaper without the gradients."""
+        return False
+
+    @abstractmethod
+    def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
+        """Sums over examples of ``factors`` ``(b,)`` times their gradients, by the parameter's name in the module."""
+
+
+def squared_norms_of(per_example: dict[str, Tensor]) -> Tensor:
+    """``(b,)`` squared norms over all of a layer's parameters."""
+    return torch.stack([values.flatten(1).square().sum(1) for values in per_example.values()]).sum(0)
+
+
+def weighted(per_example: dict[str, Tensor], factors: Tensor) -> dict[str, Tensor]:
+    """Sums over examples of factor times gradient."""
+    return {
+        name: (factors.to(values.dtype) @ values.flatten(1)).view(values.shape[1:])
+        for name, values in per_example.items()
+    }
+
+
+_SMALLEST = 1e-30
+
+
+def _in_units(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Values divided by each example's largest, and the largest ``(b,)`` in double precision."""
+    unit = values.abs().flatten(1).amax(1) if values.numel() else values.new_ones(len(values))
+    unit = torch.where(unit == 0, torch.ones_like(unit), unit)
+    return values / unit.view(-1, *[1] * (values.ndim - 1)), unit.double()
+
+
+def _times(values: Tensor, factors: Tensor) -> Tensor:
+    values, unit = _in_units(values)  # a factor may be too small for single precision where its product is not
+    units = factors * unit
+    units = torch.where(units < _SMALLEST, 0, units)  # near the end of single precision rounding could exceed the bound
+    return values * units.to(values.dtype).view(-1, *[1] * (values.ndim - 1))
+
+
+class MatrixRule(Rule):
+    """A layer that is a matrix product: subclasses say how inputs and output gradients are laid out."""
+
+    @abstractmethod
+    def layout(self) -> tuple[Tensor, Tensor]:
+        """``U (b, G, D, T)`` and ``V (b, G, P, T)`` of G groups."""
+
+    @abstractmethod
+    def sizes(self) -> tuple[int, int, int]:
+        """``(T, D, P)`` of one group, without laying anything out."""
+
+    def prefers_ghost(self) -> bool:
+        # Bu et al. 2022, arXiv 2205.10683, algorithm 1: the smaller of 2 T² and P D numbers.
+        positions, inputs, outputs = self.sizes()
+        return 2 * positions**2 < inputs * outputs
+
+    def per_example(self) -> dict[str, Tensor]:
+        u, v = self.layout()
+        gradients: dict[str, Tensor] = {}
+        if "weight" in self.trainable:
+            gradients["weight"] = (v @ u.transpose(2, 3)).reshape(len(u), *self.module.weight.shape)
+        if "bias" in self.trainable:
+            gradients["bias"] = v.sum(3).flatten(1)
+        return gradients
+
+    def ghost_squared_norms(self) -> Tensor:
+        u, v = self.layout()
+        # In units of the largest entry: squares of tiny output gradients must not vanish beside huge inputs.
+        u, unit_u = _in_units(u)
+        v, unit_v = _in_units(v)
+        total = torch.zeros(len(u), dtype=torch.float64, device=u.device)
+        if "weight" in self.trainable:
+            if u.shape[3] == 1:
+                products = (u.square().sum((2, 3)) * v.square().sum((2, 3))).sum(1)
+            else:
+                products = ((u.transpose(2, 3) @ u) * (v.transpose(2, 3) @ v)).sum((1, 2, 3))
+            total += products.clamp(min=0) * (unit_u * unit_v).square()  # clamp: a sum of squares up to rounding
+        if "bias" in self.trainable:
+            total += v.sum(3).square().sum((1, 2)) * unit_v.square()
+        return total
+
+
+class LinearRule(MatrixRule):
+    """``nn.Linear`` on ``(b, in)`` or sequences ``(b, …, in)``."""
+
+    def layout(self) -> tuple[Tensor, Tensor]:
+        u, v = (t.reshape(len(t), -1, t.shape[-1]).transpose(1, 2).unsqueeze(1) for t in (self.inputs, self.gradients))
+        return u, v
+
+    def sizes(self) -> tuple[int, int, int]:
+        positions = self.inputs[0].numel() // max(1, self.inputs.shape[-1]) if len(self.inputs) else 1
+        return positions, self.inputs.shape[-1], self.gradients.shape[-1]
+
+    def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
+        v = _times(self.gradients, factors).flatten(0, -2)
+        sums: dict[str, Tensor] = {}
+        if "weight" in self.trainable:
+            sums["weight"] = v.t() @ self.inputs.flatten(0, -2)
+        if "bias" in self.trainable:
+            sums["bias"] = v.sum(0)
+        return sums
+
+
+class ConvolutionRule(MatrixRule):
+    """``nn.Conv1d``, ``nn.Conv2d``, ``nn.Conv3d`` with stride, padding, dilation and groups."""
+
+    def layout(self) -> tuple[Tensor, Tensor]:
+        module, a = self.module, padded(self.module, self.inputs)
+        dimensions = len(module.kernel_size)
+        for axis in range(dimensions):
+            reach = (module.kernel_size[axis] - 1) * module.dilation[axis] + 1
+            a = a.unfold(2 + axis, reach, module.stride[axis])[..., :: module.dilation[axis]]
+        # (b, C, T…, k…) → (b, G, C/G · k…, T…)
+        a = a.permute(0, 1, *range(2 + dimensions, 2 + 2 * dimensions), *range(2, 2 + dimensions))
+        positions = self.gradients[0, 0].numel() if len(self.gradients) else 1
+        u = a.reshape(len(a), module.groups, self._inputs_of_group, positions)
+        return u, self.gradients.reshape(len(a), module.groups, -1, positions)
+
+    @property
+    def _inputs_of_group(self) -> int:
+        return self.module.weight[0].numel()
+
+    def sizes(self) -> tuple[int, int, int]:
+        positions = self.gradients.shape[2:].numel()
+        return positions, self._inputs_of_group, self.module.out_channels // self.module.groups
+
+    def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
+        module = self.module
+        v = _times(self.gradients, factors)
+        sums: dict[str, Tensor] = {}
+        if "weight" in self.trainable:
+            dimensions = len(module.kernel_size)
+            sums["weight"] = torch.ops.aten.convolution_backward(
+                v.contiguous(),
+                padded(module, self.inputs).contiguous(),
+                module.weight.detach(),
+                None,
+                module.stride,
+                (0,) * dimensions,
+                module.dilation,
+                False,
+                (0,) * dimensions,
+                module.groups,
+                (False, True, False),
+            )[1]
+        if "bias" in self.trainable:
+            sums["bias"] = v.flatten(2).sum((0, 2))
+        return sums
+
+
+def padded(module: Any, inputs: Tensor) -> Tensor:
+    """A convolution's inputs with its padding, so that none is left to do."""
+    if isinstance(module.padding, str) or module.padding_mode != "zeros":
+        sides = module._reversed_padding_repeated_twice
+    else:
+        sides = [p for p in reversed(module.padding) for _ in range(2)]
+    if not any(sides):
+        return inputs
+    return F.pad(inputs, sides, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
+
+
+class NormalizationRule(Rule):
+    """A normalisation with scale and shift: ``weight · x̂ + bias``; subclasses compute x̂ and say which axes are summed."""
+
+    def per_example(self) -> dict[str, Tensor]:
+        gradients: dict[str, Tensor] = {}
+        if "weight" in self.trainable:
+            gradients["weight"] = self._summed(self.gradients * self.normalized())
+        if "bias" in self.trainable:
+            gradients["bias"] = self._summed(self.gradients)
+        return gradients
+
+    def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
+        return weighted(self.per_example(), factors)
+
+    @abstractmethod
+    def normalized(self) -> Tensor:
+        """x̂, of the inputs' shape."""
+
+    def _summed(self, values: Tensor) -> Tensor:  # over positions; channels are axis 1
+        return values.flatten(2).sum(2) if values.ndim > 2 else values
+
+
+class LayerNormRule(NormalizationRule):
+    """``nn.LayerNorm``."""
+
+    def normalized(self) -> Tensor:
+        return F.layer_norm(self.inputs, self.module.normalized_shape, eps=self.module.eps)
+
+    def _summed(self, values: Tensor) -> Tensor:
+        between = values.ndim - 1 - len(self.module.normalized_shape)
+        return values.sum(tuple(range(1, 1 + between))) if between else values
+
+
+class GroupNormRule(NormalizationRule):
+    """``nn.GroupNorm``."""
+
+    def normalized(self) -> Tensor:
+        return F.group_norm(self.inputs, self.module.num_groups, eps=self.module.eps)
+
+
+class InstanceNormRule(NormalizationRule):
+    """``nn.InstanceNorm1d``, ``2d``, ``3d`` with ``affine=True``."""
+
+    def normalized(self) -> Tensor:
+        return F.instance_norm(self.inputs, eps=self.module.eps)
+
+
+class FrozenBatchNormRule(NormalizationRule):
+    """Batch normalisation in evaluation mode: its statistics are constants."""
+
+    def normalized(self) -> Tensor:
+        return F.batch_norm(self.inputs, self.module.running_mean, self.module.running_var, eps=self.module.eps)
+
+
+class EmbeddingRule(Rule):
+    """``nn.Embedding`` of indices ``(b, …)``."""
+
+    def _flat(self) -> tuple[Tensor, Tensor]:
+        indices = self.inputs.flatten(1) if self.inputs.ndim > 1 else self.inputs[:, None]
+        gradients = self.gradients.reshape(*indices.shape, self.module.embedding_dim)
+        if self.module.padding_idx is not None:
+            gradients = gradients * (indices != self.module.padding_idx)[..., None]
+        return indices, gradients
+
+    def per_example(self) -> dict[str, Tensor]:
+        indices, gradients = self._flat()
+        result = gradients.new_zeros(len(indices), *self.module.weight.shape)
+        return {"weight": result.scatter_add_(1, indices[..., None].expand_as(gradients), gradients)}
+
+    def ghost_squared_norms(self) -> Tensor:
+        indices, gradients = self._flat()
+        same = indices[:, :, None] == indices[:, None, :]
+        return ((gradients @ gradients.transpose(1, 2)) * same).sum((1, 2)).clamp(min=0)
+
+    def prefers_ghost(self) -> bool:
+        return 2 * self.inputs[0].numel() ** 2 < self.module.weight.numel() if len(self.inputs) else True
+
+    def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
+        indices, gradients = self._flat()
+        result = torch.zeros_like(self.module.weight)
+        result.index_add_(0, indices.flatten(), _times(gradients, factors).flatten(0, 1))
+        return {"weight": result}
+
+
+#: Rules by kind of module; subclasses are not covered, for their forward may be another.
+RULES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Rule]] = {
+    nn.Linear: LinearRule,
+    nn.Conv1d: ConvolutionRule,
+    nn.Conv2d: ConvolutionRule,
+    nn.Conv3d: ConvolutionRule,
+    nn.LayerNorm: LayerNormRule,
+    nn.GroupNorm: GroupNormRule,
+    nn.InstanceNorm1d: InstanceNormRule,
+    nn.InstanceNorm2d: InstanceNormRule,
+    nn.InstanceNorm3d: InstanceNormRule,
+    nn.BatchNorm1d: FrozenBatchNormRule,
+    nn.BatchNorm2d: FrozenBatchNormRule,
+    nn.BatchNorm3d: FrozenBatchNormRule,
+    nn.Embedding: EmbeddingRule,
+}

@@ -1,0 +1,346 @@
+"""Every engine and every kind of layer against one example at a time."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scatterdp.engines import (
+    ENGINES,
+    check_private,
+    decisions,
+    loop_engine,
+    per_example_gradients,
+    without_batch_norm,
+)
+from scatterdp.engines.strategies import STRATEGIES
+from scatterdp.errors import UserError
+
+CLIPPINGS = ("flat", "per_layer", "automatic")
+GENERAL = sorted(ENGINES.keys() - {"linear", "loop"})  # all that serve any of the layers below
+
+
+def cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(outputs.flatten(1), labels, reduction="none")
+
+
+def frozen(model: nn.Module, *names: str) -> nn.Module:
+    for name in names:
+        model.get_parameter(name).requires_grad_(False)
+    return model
+
+
+def used_batch_norm() -> nn.Module:
+    norm = nn.BatchNorm2d(3)
+    norm(torch.randn(20, 3, 4, 4))
+    return norm.eval()
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 4, 3, padding=1)
+        self.norm = nn.GroupNorm(2, 4)
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(torch.tanh(self.norm(self.first(x))))
+
+
+LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "linear": (nn.Linear(5, 4), (5,)),
+    "linear without bias": (nn.Linear(5, 4, bias=False), (5,)),
+    "linear of a sequence": (nn.Linear(5, 4), (7, 5)),
+    "linear of a grid": (nn.Linear(5, 2), (3, 2, 5)),
+    "conv1d": (nn.Conv1d(3, 4, 3), (3, 9)),
+    "conv1d with everything": (nn.Conv1d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2), (4, 11)),
+    "conv2d": (nn.Conv2d(3, 4, 3), (3, 6, 7)),
+    "conv2d without bias": (nn.Conv2d(3, 4, 3, bias=False), (3, 6, 7)),
+    "conv2d with a stride that leaves a rest": (nn.Conv2d(2, 3, 3, stride=3), (2, 8, 10)),
+    "conv2d padded": (nn.Conv2d(2, 3, (3, 5), padding=(1, 2)), (2, 5, 6)),
+    "conv2d same": (nn.Conv2d(2, 3, (4, 3), padding="same"), (2, 5, 6)),
+    "conv2d circular": (nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), (2, 5, 6)),
+    "conv2d dilated": (nn.Conv2d(2, 3, 3, dilation=(2, 1)), (2, 7, 6)),
+    "conv2d in groups": (nn.Conv2d(6, 4, 3, groups=2, stride=2, padding=1), (6, 6, 5)),
+    "conv2d depthwise": (nn.Conv2d(4, 8, 3, groups=4), (4, 5, 5)),
+    "conv2d of one pixel": (nn.Conv2d(3, 4, 1), (3, 1, 1)),
+    "conv3d": (nn.Conv3d(2, 3, 2, stride=(1, 2, 1), padding=1), (2, 3, 4, 3)),
+    "conv3d in groups": (nn.Conv3d(4, 4, 2, groups=2, dilation=2), (4, 4, 3, 4)),
+    "layer norm": (nn.LayerNorm(6), (6,)),
+    "layer norm of a sequence": (nn.LayerNorm(6), (5, 6)),
+    "layer norm of two axes": (nn.LayerNorm([4, 3]), (5, 4, 3)),
+    "group norm": (nn.GroupNorm(2, 6), (6, 4, 3)),
+    "group norm without positions": (nn.GroupNorm(2, 6), (6,)),
+    "instance norm": (nn.InstanceNorm2d(3, affine=True), (3, 4, 5)),
+    "instance norm 1d": (nn.InstanceNorm1d(3, affine=True), (3, 8)),
+    "frozen weight": (frozen(nn.Conv2d(3, 4, 3), "weight"), (3, 5, 5)),
+    "frozen bias": (frozen(nn.Linear(5, 4), "bias"), (7, 5)),
+    "a frozen layer": (frozen(nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4)), "0.weight", "0.bias"), (5,)),
+    "a network": (
+        nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1),
+            nn.GroupNorm(2, 4),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(16, 3),
+        ),
+        (2, 4, 4),
+    ),
+    "residual": (nn.Sequential(Residual(), nn.ReLU(), Residual()), (4, 4, 4)),
+}
+EMBEDDINGS: dict[str, nn.Module] = {
+    "embedding": nn.Embedding(9, 4),
+    "embedding with padding": nn.Embedding(9, 4, padding_idx=2),
+    "embedding of few": nn.Sequential(nn.Embedding(9, 2), nn.LayerNorm(2)),
+}
+
+
+def batch_of(name: str, examples: int = 5, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    if name in EMBEDDINGS:
+        model, x = EMBEDDINGS[name], torch.randint(0, 9, (examples, 6), generator=generator)
+    else:
+        model, shape = LAYERS[name]
+        x = (
+            torch.randn(examples, *shape, generator=generator)
+            * torch.linspace(0.1, 3, max(1, examples)).view(-1, *[1] * len(shape))[:examples]
+        )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
+        classes = model(x[:1]).flatten(1).shape[1] if examples else 3
+    return model, x, torch.randint(0, classes, (examples,), generator=generator)
+
+
+def assert_same(ours, theirs) -> None:
+    assert ours.gradients.keys() == theirs.gradients.keys()
+    for name, gradient in theirs.gradients.items():
+        scale = max(1.0, gradient.abs().max().item())
+        torch.testing.assert_close(ours.gradients[name], gradient, atol=1e-5 * scale, rtol=1e-5)
+    torch.testing.assert_close(ours.norms, theirs.norms, atol=1e-5, rtol=1e-5)
+
+
+OPACUS_LACKS = ("conv2d circular", "embedding with padding")
+
+
+def pairs(engines) -> list[tuple[str, str]]:
+    """Engines and the layers that they serve."""
+    names = [*LAYERS, *EMBEDDINGS]
+    return [(engine, name) for engine in engines for name in names if engine != "hooks" or name not in OPACUS_LACKS]
+
+
+@pytest.mark.parametrize("clipping", CLIPPINGS)
+@pytest.mark.parametrize(("engine", "name"), pairs(GENERAL))
+def test_each_engine_gives_the_loops_answer_for_each_layer(engine, name, clipping):
+    model, x, y = batch_of(name)
+    for bound in (0.3, 4.0):
+        expected = loop_engine(model, cross_entropy, x, y, max_grad_norm=bound, clipping=clipping)
+        assert_same(ENGINES[engine](model, cross_entropy, x, y, max_grad_norm=bound, clipping=clipping), expected)
+    assert expected.norms.max() > 0.3  # something was clipped
+
+
+@pytest.mark.parametrize("engine", ["vmap", "ghost", "mixed_ghost", "crb"])
+def test_frozen_batch_norm_is_a_constant_map(engine):
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), used_batch_norm(), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3))
+    x, y = torch.randn(4, 2, 6, 6), torch.tensor([0, 1, 2, 0])
+    expected = loop_engine(model, cross_entropy, x, y, max_grad_norm=0.5)
+    assert_same(ENGINES[engine](model, cross_entropy, x, y, max_grad_norm=0.5), expected)
+
+
+@pytest.mark.parametrize(("strategy", "name"), pairs(sorted(STRATEGIES.keys() - {"loop"})))
+def test_per_example_gradients_are_the_loops(strategy, name):
+    model, x, y = batch_of(name)
+    expected = per_example_gradients(model, cross_entropy, x, y, strategy="loop")
+    ours = per_example_gradients(model, cross_entropy, x, y, strategy=strategy)
+    assert ours.keys() == expected.keys()
+    for parameter, gradient in expected.items():
+        torch.testing.assert_close(ours[parameter], gradient, atol=1e-5, rtol=1e-4)
+    # … and their sum is autograd's.
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    total = torch.autograd.grad(cross_entropy(model(x), y).sum(), list(parameters.values()))
+    for parameter, gradient in zip(parameters, total, strict=True):
+        torch.testing.assert_close(ours[parameter].sum(0), gradient, atol=1e-5, rtol=1e-4)
+
+
+@st.composite
+def networks(draw) -> tuple[nn.Module, tuple[int, ...]]:
+    channels, side = draw(st.integers(1, 3)), draw(st.integers(5, 8))
+    shape, layers = (channels, side, side), []
+    for _ in range(draw(st.integers(1, 3))):
+        outputs, kernel = 2 * draw(st.integers(1, 3)), draw(st.integers(1, 3))
+        layers.append(
+            nn.Conv2d(
+                channels,
+                outputs,
+                kernel,
+                stride=draw(st.integers(1, 2)),
+                padding=draw(st.integers(0, 2)),
+                bias=draw(st.booleans()),
+            )
+        )
+        norm = draw(st.sampled_from([None, nn.GroupNorm(2, outputs), nn.InstanceNorm2d(outputs, affine=True)]))
+        layers += [norm] if norm is not None else []
+        layers.append(draw(st.sampled_from([nn.ReLU(), nn.Tanh(), nn.AvgPool2d(1)])))
+        channels = outputs
+        if nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[2] < 5:
+            break
+    layers += [nn.Flatten(), nn.LazyLinear(3)]
+    model = nn.Sequential(*layers)
+    model(torch.zeros(2, *shape) + torch.rand(2, *shape))
+    return model, shape
+
+
+@given(network=networks(), examples=st.integers(1, 4), bound=st.floats(0.01, 10), clipping=st.sampled_from(CLIPPINGS))
+@settings(max_examples=40, deadline=None)
+def test_random_networks(network, examples, bound, clipping):
+    model, shape = network
+    x, y = torch.randn(examples, *shape), torch.arange(examples) % 3
+    expected = loop_engine(model, cross_entropy, x, y, max_grad_norm=bound, clipping=clipping)
+    for engine in GENERAL:
+        ours = ENGINES[engine](model, cross_entropy, x, y, max_grad_norm=bound, clipping=clipping)
+        for name, gradient in expected.gradients.items():
+            scale = max(1.0, gradient.abs().max().item())
+            torch.testing.assert_close(ours.gradients[name], gradient, atol=2e-5 * scale, rtol=1e-4)
+
+
+# ---------------------------------------------------------------- sensitivity
+
+
+@pytest.mark.parametrize("clipping", CLIPPINGS)
+@pytest.mark.parametrize("engine", [*GENERAL, "loop"])
+def test_one_example_moves_the_sum_by_at_most_the_bound(engine, clipping):
+    model, x, y = batch_of("a network", examples=8)
+    for bound in (0.01, 1.0, 30.0):
+        whole = ENGINES[engine](model, cross_entropy, x, y, max_grad_norm=bound, clipping=clipping).gradients
+        moves = []
+        for left in range(8):
+            kept = torch.arange(8) != left
+            without = ENGINES[engine](model, cross_entropy, x[kept], y[kept], max_grad_norm=bound, clipping=clipping)
+            moves.append(math.sqrt(sum((whole[n] - g).square().sum().item() for n, g in without.gradients.items())))
+        assert max(moves) <= bound * (1 + 1e-5)
+        if bound == 0.01:
+            assert max(moves) > 0.9 * bound  # the bound is not there for nothing
+
+
+@pytest.mark.parametrize("clipping", CLIPPINGS)
+@pytest.mark.parametrize("engine", [*GENERAL, "loop"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
+def test_an_example_whose_gradient_is_not_finite_contributes_nothing(engine, clipping, bad):
+    model, x, y = batch_of("a network", examples=4)
+    kept = torch.tensor([0, 1, 3])
+    expected = ENGINES[engine](model, cross_entropy, x[kept], y[kept], max_grad_norm=0.5, clipping=clipping)
+    x = x.clone()
+    x[2, 0, 1, 1] = bad
+    result = ENGINES[engine](model, cross_entropy, x, y, max_grad_norm=0.5, clipping=clipping)
+    moved = math.sqrt(sum((result.gradients[n] - g).square().sum().item() for n, g in expected.gradients.items()))
+    assert moved <= 0.5 * (1 + 1e-5)
+    if not math.isfinite(bad):
+        assert not result.norms[2].isfinite()
+        assert moved < 1e-6
+    torch.testing.assert_close(result.norms[kept], expected.norms)
+
+
+@pytest.mark.parametrize("clipping", CLIPPINGS)
+@pytest.mark.parametrize("engine", [*GENERAL, "loop"])
+@pytest.mark.parametrize(
+    "name", ["a network", "conv2d in groups", "layer norm of two axes", "embedding", "linear of a sequence"]
+)
+def test_an_empty_batch_gives_zeros(engine, name, clipping):
+    model, x, y = batch_of(name)
+    result = ENGINES[engine](model, cross_entropy, x[:0], y[:0], max_grad_norm=1.0, clipping=clipping)
+    assert {n: g.shape for n, g in result.gradients.items()} == {
+        n: p.shape for n, p in model.named_parameters() if p.requires_grad
+    }
+    assert all((gradient == 0).all() for gradient in result.gradients.values())
+    assert result.norms.shape == (0,)
+
+
+@pytest.mark.parametrize("engine", [*GENERAL, "loop"])
+def test_an_unknown_clipping_function(engine):
+    model, x, y = batch_of("linear")
+    with pytest.raises(ValueError, match=r"^clipping='soft': expected one of flat, per_layer, automatic$"):
+        ENGINES[engine](model, cross_entropy, x, y, max_grad_norm=1.0, clipping="soft")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("engine", GENERAL)
+def test_model_and_data_stay_as_they_are(engine):
+    model, x, y = batch_of("a network")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    copy = x.clone()
+    ENGINES[engine](model, cross_entropy, x, y, max_grad_norm=1.0)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(x, copy)
+    assert all(p.grad is None for p in model.parameters())
+    assert all(not module._forward_hooks and not module._backward_hooks for module in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+# ---------------------------------------------------------------- what cannot be
+
+
+@pytest.mark.parametrize("engine", [*GENERAL, "loop"])
+def test_batch_norm_is_refused_and_swapped(engine):
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 3), nn.Sequential(nn.BatchNorm2d(6), nn.ReLU()), nn.Flatten(), nn.Linear(96, 3)
+    )
+    x, y = torch.randn(3, 2, 6, 6), torch.tensor([0, 1, 2])
+    with pytest.raises(UserError, match=r"^module '1\.0' \(BatchNorm2d\): batch normalisation mixes examples"):
+        ENGINES[engine](model, cross_entropy, x, y, max_grad_norm=1.0)
+    fixed = without_batch_norm(model)
+    assert isinstance(fixed.get_submodule("1.0"), nn.GroupNorm)
+    assert isinstance(model.get_submodule("1.0"), nn.BatchNorm2d)
+    expected = loop_engine(fixed, cross_entropy, x, y, max_grad_norm=1.0)
+    assert_same(ENGINES[engine](fixed, cross_entropy, x, y, max_grad_norm=1.0), expected)
+
+
+@pytest.mark.parametrize("engine", [*GENERAL, "loop"])
+def test_shared_parameters_are_refused(engine):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    with pytest.raises(UserError, match=r"^module '2' \(Linear\): its weight is the same tensor as 0\.weight"):
+        ENGINES[engine](model, cross_entropy, torch.randn(2, 4), torch.tensor([0, 1]), max_grad_norm=1.0)
+
+
+@pytest.mark.parametrize("engine", ["ghost", "mixed_ghost", "crb"])
+def test_a_layer_used_twice_is_refused(engine):
+    layer = nn.Linear(4, 4)
+    model = nn.Sequential()
+    model.add_module("layer", layer)
+    model.forward = lambda x: layer(torch.tanh(layer(x)))  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(UserError, match=r"^module 'layer' \(Linear\): is used twice; take engine='vmap'$"):
+        ENGINES[engine](model, cross_entropy, torch.randn(2, 4), torch.tensor([0, 1]), max_grad_norm=1.0)
+
+
+@pytest.mark.parametrize("engine", ["ghost", "mixed_ghost", "crb"])
+def test_a_layer_without_a_rule_is_refused_by_name(engine):
+    model = nn.Sequential(nn.Linear(4, 4), nn.PReLU())
+    with pytest.raises(
+        UserError, match=r"^module '1' \(PReLU\): no rule for its per-example gradients .*take engine='vmap'"
+    ):
+        ENGINES[engine](model, cross_entropy, torch.randn(2, 4), torch.tensor([0, 1]), max_grad_norm=1.0)
+
+
+def test_running_statistics_of_instance_norm_are_refused():
+    with pytest.raises(UserError, match="keeps running statistics of private data"):
+        check_private(nn.InstanceNorm2d(3, affine=True, track_running_stats=True))
+
+
+def test_the_mixed_rule_goes_by_the_shapes():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(8), nn.Conv2d(8, 64, 2), nn.Flatten())
+    table = decisions(model, cross_entropy, torch.randn(2, 3, 16, 16), torch.tensor([0, 1]))
+    # 2·T²: 2·256² against 8·27, and 2·1 against 64·32.
+    assert [str(decision) for decision in table] == ["0 (Conv2d): per-example gradients", "3 (Conv2d): ghost norm"]
+
+
+@pytest.mark.parametrize("name", OPACUS_LACKS)
+def test_what_opacus_gets_wrong_is_refused(name):
+    model, x, y = batch_of(name)
+    with pytest.raises(UserError, match=r"Opacus ignores its padding; take another engine$"):
+        ENGINES["hooks"](model, cross_entropy, x, y, max_grad_norm=1.0)
