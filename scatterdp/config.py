@@ -10,12 +10,13 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from scatterdp.errors import ConfigError
 
 InputNorm = Literal["BN", "GroupNorm", "GN", "none"]
 Optimizer = Literal["SGD", "Adam", "LR"]
+Architecture = Literal["cnn", "resnet20", "resnet20_tanh", "preact_resnet20", "preact_resnet20_tanh"]
 
 DEFAULT_TARGET_EPSILON = 3.0
 MAX_NOISE_MULTIPLIER = 1e6
@@ -93,6 +94,11 @@ class BaselinesConfig:
     train_metrics: bool = False
     """Also record loss and accuracy on the private training data. They are outside the guarantee: keep them."""
 
+    @classmethod
+    def command_name(cls) -> str:
+        """The name of the command that takes this config."""
+        return "cnns" if issubclass(cls, CnnsConfig) else "baselines"
+
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("mini_batch_size", 1), ("epochs", 1), ("num_groups", 1), ("seed", 0)):
             value = getattr(self, name)
@@ -135,7 +141,7 @@ class BaselinesConfig:
         }
 
     @classmethod
-    def from_json(cls, text: str) -> BaselinesConfig:
+    def from_json(cls, text: str) -> Self:
         """The config that :meth:`to_json` wrote.
 
         Raises:
@@ -146,9 +152,8 @@ class BaselinesConfig:
         if not isinstance(values, dict) or values.keys() != names:
             odd = sorted(values.keys() ^ names) if isinstance(values, dict) else [type(values).__name__]
             raise ConfigError(f"config.json: unknown or missing {', '.join(odd)}; was it written by another version?")
-        for name in ("optim", "input_norm", "accountant", "sampling", "feature_dtype"):
-            allowed = _CHOICES[name]
-            if values[name] not in allowed:
+        for name, allowed in _CHOICES.items():
+            if name in names and values[name] not in allowed:
                 raise ConfigError(f"config.json: {name}={values[name]!r}, expected one of {allowed}")
         for name in ("logdir", "data_dir", "features_dir", "run_dir", "resume"):
             if values.get(name) is not None:
@@ -160,12 +165,55 @@ class BaselinesConfig:
             raise ConfigError(f"config.json: {', '.join(wrong)} {error}; was it written by another version?") from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class CnnsConfig(BaselinesConfig):
+    """A differentially private convolutional network, on ScatterNet features or on the images themselves (Tramèr & Boneh 2021).
+
+    The same data, statistics, noise, loop, record and resume as the linear classifier's.
+    """
+
+    use_scattering: bool = False
+    """Train on cached ScatterNet features; without it end to end, on pixels."""
+    size: Literal["small", "None"] = "None"
+    """small: a smaller network."""
+    arch: Architecture = "cnn"
+    """cnn: the published networks. The others: ResNet-20 with group normalisation, on pixels."""
+    early_stop: bool = False
+    """Stop when test accuracy has not risen for five epochs. ε stays that of the whole plan."""
+    schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
+    """Of the learning rate."""
+    clipping: Literal["flat", "per_layer", "automatic"] = "flat"
+    """How each example's gradient is bounded; the sensitivity is max_grad_norm for all."""
+    engine: Literal["mixed_ghost", "ghost", "crb", "vmap", "hooks", "loop"] = "mixed_ghost"
+    """How each example's gradient norm is computed. Speed and memory only."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.optim == "LR":
+            raise ConfigError("optim=LR: is logistic regression; python -m scatterdp.baselines has it")
+        if self.arch != "cnn" and (self.use_scattering or self.size != "None"):
+            raise ConfigError(f"arch={self.arch}: has one size and takes pixels; leave use_scattering and size out")
+        if self.mirror and not self.use_scattering:
+            raise ConfigError("mirror=True: folds ScatterNet features; give --use_scattering too")
+
+    @property
+    def head(self) -> str:
+        """The head's name."""
+        name = self.arch if self.arch != "cnn" else "scatternet_cnn" if self.use_scattering else "cnn"
+        return name if self.size == "None" else f"{name}_small"
+
+
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "optim": get_args(Optimizer),
     "input_norm": (None, *get_args(InputNorm)),
     "accountant": ("pld", "rdp", "rdp_classic"),
     "sampling": ("poisson", "shuffle"),
     "feature_dtype": ("float32", "float16"),
+    "size": ("small", "None"),
+    "arch": get_args(Architecture),
+    "schedule": ("constant", "cosine", "one_cycle"),
+    "clipping": ("flat", "per_layer", "automatic"),
+    "engine": ("mixed_ghost", "ghost", "crb", "vmap", "hooks", "loop"),
 }
 _NUMBERS = ("batch_size", "mini_batch_size", "lr", "momentum", "noise_multiplier", "max_grad_norm", "epochs", "num_groups",
             "bn_noise_multiplier", "max_epsilon", "target_epsilon", "target_delta", "seed")  # fmt: skip

@@ -77,7 +77,7 @@ class RunFolder:
             raise ConfigError(f"run_dir={path}: {nearest} is not a folder to write in; give another --run_dir")
 
     @classmethod
-    def reopen(cls, path: Path) -> tuple[RunFolder, BaselinesConfig]:
+    def reopen(cls, path: Path, config: type[BaselinesConfig] = BaselinesConfig) -> tuple[RunFolder, BaselinesConfig]:
         """An unfinished run and its config; one that was stopped before its first checkpoint begins anew.
 
         Raises:
@@ -90,7 +90,7 @@ class RunFolder:
         if (path / "summary.json").exists():
             raise ConfigError(f"resume={path}: this run is complete; start another with a new --run_dir")
         try:
-            return cls(path), BaselinesConfig.from_json(content.decode())
+            return cls(path), config.from_json(content.decode())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"resume={path}: its config.json is damaged ({error})") from error
 

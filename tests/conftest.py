@@ -43,7 +43,7 @@ def accounting_once(monkeypatch: pytest.MonkeyPatch) -> None:
             _known_epsilons[question] = compute(event, **arguments)
         return _known_epsilons[question]
 
-    for user in ("scatterdp.privacy.ledger", "scatterdp.training.plan", "scatterdp.baselines"):
+    for user in ("scatterdp.privacy.ledger", "scatterdp.training.plan", "scatterdp.experiment"):
         monkeypatch.setattr(f"{user}.epsilon_of", epsilon_of)
 
 

@@ -29,7 +29,7 @@ from scatterdp.datasets import load_dataset
 from scatterdp.errors import UserError
 from scatterdp.extractors import make_extractor
 from scatterdp.extractors.scatternet import ScatterNet
-from scatterdp.heads import LinearHead, Standardize, group_normalizer
+from scatterdp.heads import Standardize, group_normalizer, linear_head
 from scatterdp.privacy.accounting import epsilon_of
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.recipes import generic_recipe
@@ -275,7 +275,7 @@ class TestWholeRun:
         with safe_open(whole.folder / name, "pt") as file:
             metadata = file.metadata()
         assert "digits" not in metadata  # facts, no data
-        head = LinearHead(group_normalizer(81, 27), (81, 2, 2), 10)
+        head = linear_head(group_normalizer(81, 27), (81, 2, 2), 10)
         head.load_state_dict(load_file(whole.folder / name))
         digits = load_dataset("digits")
         extractor = make_extractor("scatternet", digits.image_shape)
@@ -426,10 +426,14 @@ class TestKilled:
     def test_damaged_features_are_not_trained_on(self, run, interrupted: Path):
         folder = Path(read_json(interrupted / "config.json")["features_dir"])
         (cache,) = [path for path in folder.glob("*.h5") if not path.name.startswith("digits")]
-        content = bytearray(cache.read_bytes())
-        content[len(content) // 2] ^= 1
-        cache.write_bytes(content)
-        outcome = run("--resume=run")
+        whole = cache.read_bytes()
+        damaged = bytearray(whole)
+        damaged[len(damaged) // 2] ^= 1
+        cache.write_bytes(damaged)
+        try:
+            outcome = run("--resume=run")
+        finally:  # other tests share the folder
+            cache.write_bytes(whole)
         assert outcome.code == 2
         assert "do not match their digest; remove it with `python -m scatterdp cache rm" in outcome.err
 
@@ -732,7 +736,7 @@ class TestFlags:
         )
         assert certificate["epsilon"] > epsilon_of(training, delta=1e-5) + 0.1
         state = load_file(work / "run" / "model.safetensors")
-        head = LinearHead(Standardize(torch.zeros(81), torch.ones(81)), (81, 2, 2), 10)
+        head = linear_head(Standardize(torch.zeros(81), torch.ones(81)), (81, 2, 2), 10)
         head.load_state_dict(state)
         assert (state["normalizer.scale"] > 0).all()
 
@@ -804,7 +808,7 @@ class TestFlags:
         assert "everything" in certificate["not_private"]
         assert summary["test_accuracy"] > 0.8  # chance: 0.1
         assert names(work / "run") == FILES
-        head = LinearHead(group_normalizer(81, 27), (81, 2, 2), 10)
+        head = linear_head(group_normalizer(81, 27), (81, 2, 2), 10)
         head.load_state_dict(load_file(work / "run" / "model.safetensors"))
 
     def test_train_metrics_are_marked(self, run, work: Path):

@@ -29,7 +29,14 @@ def _scatternet(input_shape: tuple[int, int, int], **config: Any) -> Extractor:
     return ScatterNet(default_config(input_shape, **config), input_shape)
 
 
-EXTRACTORS: dict[str, Callable[..., Extractor]] = {"scatternet": _scatternet}
+def _pixels(input_shape: tuple[int, int, int], **config: Any) -> Extractor:
+    from scatterdp.extractors.pixels import Pixels, PixelsConfig
+
+    _check_fields("pixels", PixelsConfig, config)
+    return Pixels(PixelsConfig(**config), input_shape)
+
+
+EXTRACTORS: dict[str, Callable[..., Extractor]] = {"scatternet": _scatternet, "pixels": _pixels}
 """Name → function of ``(input_shape, **config)`` that makes the extractor with its defaults for such images."""
 
 

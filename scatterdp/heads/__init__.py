@@ -1,6 +1,6 @@
-"""Small trainable heads on fixed features."""
+"""Trainable heads on fixed features."""
 
-from scatterdp.heads.linear import LinearHead
+from scatterdp.heads.head import CLASSIFIERS, Head, linear_head, make_classifier
 from scatterdp.heads.normalizers import Standardize, group_normalizer
 
-__all__ = ["LinearHead", "Standardize", "group_normalizer"]
+__all__ = ["CLASSIFIERS", "Head", "Standardize", "group_normalizer", "linear_head", "make_classifier"]

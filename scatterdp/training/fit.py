@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from scatterdp.cache import FeatureCache
-from scatterdp.engines import linear_engine
+from scatterdp.engines import ENGINES
 from scatterdp.errors import UserError
 from scatterdp.extractors.base import Extractor
-from scatterdp.heads import LinearHead
+from scatterdp.heads import Head, make_classifier
 from scatterdp.privacy.ledger import Ledger, finite_or_none
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.checkpoint import Checkpoint
@@ -27,6 +27,7 @@ from scatterdp.training.result import FitResult, certify
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, AugmentedRows, FeatureRows, load_rows
 
 CHECKPOINT_SECONDS = 5.0
+_PATIENCE = 5  # epochs without a better test accuracy
 
 
 def fit(
@@ -44,7 +45,7 @@ def fit(
     on_metrics: Callable[[dict[str, Any]], None] = lambda row: None,
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
 ) -> FitResult:
-    """Train a linear head with differential privacy.
+    """Train a head with differential privacy.
 
     Args:
         features: cached features of the train and test split.
@@ -85,7 +86,9 @@ def fit(
         normalizer = restore_normalizer(features, plan, resume.normalizer)
         ledger = Ledger.from_json(resume.ledger)
         metrics = list(resume.metrics)
-    head = LinearHead(normalizer, features.output_shape, len(features.class_names)).to(device).eval()
+    initial = int(key.words("initial weights", counter=0, count=1)[0] >> np.uint64(1))
+    classifier = make_classifier(plan.head, features.output_shape, len(features.class_names), seed=initial)
+    head = Head(normalizer, classifier).to(device).eval()
     state = TrainingState.begin(head.classifier, plan)
     if resume is not None:
         state.load_state_dict(resume.training)
@@ -123,7 +126,7 @@ def fit(
 
     total_epsilon = finite_or_none(plan.epsilon())
 
-    def after_epoch(state: TrainingState) -> None:
+    def after_epoch(state: TrainingState) -> bool:
         row: dict[str, Any] = {
             "epoch": -(-state.step // plan.steps_per_epoch),
             "step": state.step,
@@ -139,9 +142,10 @@ def fit(
         metrics.append(row)
         on_metrics(row)
         save(state)
+        return plan.early_stop and _has_stalled([row["test_accuracy"] for row in metrics])
 
     save(state)
-    ledger.record(train(state, rows, plan, key=key, engine=linear_engine, after_epoch=after_epoch))
+    ledger.record(train(state, rows, plan, key=key, engine=ENGINES[plan.engine], after_epoch=after_epoch))
     return FitResult(
         head=head,
         average=state.average.average,
@@ -187,6 +191,11 @@ def context(
     versions = {name: version(name) for name in ("scatterdp", "torch", "numpy", "scipy")}
     data = (features.dataset_fingerprint, features.extractor_fingerprint, features.dtype)
     return repr((data, plan, augmented, physical_batch_size, str(device), versions))
+
+
+def _has_stalled(accuracies: list[float]) -> bool:
+    """Whether the best of these is more than five epochs old."""
+    return len(accuracies) - 1 - int(np.argmax(accuracies)) >= _PATIENCE
 
 
 def _epsilon_so_far(plan: TrainingPlan, step: int, total: float | None) -> float | None:

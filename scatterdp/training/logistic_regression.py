@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 
 from scatterdp.cache import FeatureCache
 from scatterdp.extractors.base import Extractor
-from scatterdp.heads import LinearHead
+from scatterdp.heads import Head, linear_head
 from scatterdp.privacy.ledger import Ledger, LedgerEntry
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.normalization import release_normalizer
@@ -70,7 +70,7 @@ def fit_logistic_regression(
             best = (accuracy, model)
     assert best is not None
     accuracy, model = best
-    head = LinearHead(normalizer, features.output_shape, len(features.class_names)).eval()
+    head = linear_head(normalizer, features.output_shape, len(features.class_names)).eval()
     _copy_weights(model, head)
     ledger = Ledger([*entries, LedgerEntry("logistic regression without noise", dp_accounting.NonPrivateDpEvent())])
     return FitResult(
@@ -94,12 +94,12 @@ def fit_logistic_regression(
 
 
 @torch.no_grad()
-def _copy_weights(model: LogisticRegression, head: LinearHead) -> None:
+def _copy_weights(model: LogisticRegression, head: Head) -> None:
     """scikit-learn keeps one row for two classes and leaves classes out that it never saw."""
     weight, bias = torch.from_numpy(np.asarray(model.coef_)), torch.from_numpy(np.asarray(model.intercept_))
     if len(weight) == 1:
         weight, bias = torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
     seen = torch.from_numpy(model.classes_)
-    head.classifier.bias.fill_(-torch.inf)
-    head.classifier.weight[seen] = weight.float()
-    head.classifier.bias[seen] = bias.float()
+    head.classifier.get_parameter("bias").fill_(-torch.inf)
+    head.classifier.get_parameter("weight")[seen] = weight.float()
+    head.classifier.get_parameter("bias")[seen] = bias.float()

@@ -24,6 +24,7 @@ from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.ema import MovingAverage
 from scatterdp.training.plan import TrainingPlan
 from scatterdp.training.rows import Rows
+from scatterdp.training.schedules import lr_factor
 
 
 def per_example_cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -90,7 +91,13 @@ def private_gradient(
     sums = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
     for piece in rows.pieces(plan.selection().indices(step, key), step=step):
         clipped = engine(
-            model, loss, piece.x, piece.y, max_grad_norm=plan.max_grad_norm, squared_norms=piece.squared_norms
+            model,
+            loss,
+            piece.x,
+            piece.y,
+            max_grad_norm=plan.max_grad_norm,
+            clipping=plan.clipping,
+            squared_norms=piece.squared_norms,
         )
         for name, gradient in clipped.gradients.items():
             sums[name] += gradient
@@ -116,7 +123,7 @@ def train(
     *,
     key: RandomKey,
     engine: Engine,
-    after_epoch: Callable[[TrainingState], None] = lambda state: None,
+    after_epoch: Callable[[TrainingState], bool | None] = lambda state: None,
 ) -> LedgerEntry:
     """Run the plan's remaining steps; returns what all its steps cost.
 
@@ -126,7 +133,8 @@ def train(
         plan: calibrated.
         key: the run's key, the same for the run's whole life.
         engine: clips per example.
-        after_epoch: called after every epoch's last step and after the last step.
+        after_epoch: called after every epoch's last step and after the last step; true ends the training. What is spent stays
+            what the plan counts.
     """
     parameters = dict(state.model.named_parameters())
     selection = plan.selection()
@@ -134,15 +142,18 @@ def train(
         gradients = private_gradient(state.model, rows, plan, step=state.step, key=key, engine=engine)
         for name, gradient in gradients.items():
             parameters[name].grad = gradient
+        for group in state.optimizer.param_groups:
+            group["lr"] = plan.lr * lr_factor(plan.schedule, state.step, plan.steps)
         state.optimizer.step()
         state.average.update(state.model, state.step)
         state.step += 1
-        if state.step % plan.steps_per_epoch == 0 or state.step == selection.steps:
-            after_epoch(state)
+        if (state.step % plan.steps_per_epoch == 0 or state.step == selection.steps) and after_epoch(state):
+            break
     details = {
         "sampler": selection.describe(),
         "noise_multiplier": plan.sigma,
         "max_grad_norm": plan.max_grad_norm,
+        "clipping": plan.clipping,
         "noise_standard_deviation": plan.sigma * plan.max_grad_norm,
     }
     return LedgerEntry(TRAINING, selection.event(plan.sigma), details)

@@ -13,17 +13,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import dp_accounting
 
-from scatterdp.config import DEFAULT_TARGET_EPSILON, BaselinesConfig
+from scatterdp.config import DEFAULT_TARGET_EPSILON, BaselinesConfig, CnnsConfig
+from scatterdp.engines.clipping import Clipping
 from scatterdp.errors import ConfigError
 from scatterdp.privacy.accounting import Accountant, epsilon_of
 from scatterdp.privacy.calibration import calibrate_noise_multiplier, calibrate_steps
 from scatterdp.privacy.sampling import BatchSelection, Sampling, make_selection
 from scatterdp.privacy.statistics import statistics_event
 from scatterdp.recipes import recipe_of
+from scatterdp.training.schedules import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,12 @@ class TrainingPlan:
         delta: δ of the guarantee.
         accountant: which ε counts.
         max_steps: an upper limit on the steps, from a cap on ε; None for none.
+        head: a key of :data:`scatterdp.heads.CLASSIFIERS`.
+        engine: a key of :data:`scatterdp.engines.ENGINES`; ``"linear"`` serves the linear head only.
+        clipping: which clipping function bounds each example's gradient; all have the same sensitivity.
+        schedule: of the learning rate.
+        early_stop: stop when test accuracy has not risen for five epochs. What is spent stays what was planned: the moment of
+            stopping depends on what was released, and a budget that is planned covers every moment.
 
     Raises:
         ConfigError: a value out of range.
@@ -65,6 +73,11 @@ class TrainingPlan:
     delta: float = 1e-5
     accountant: Accountant = "pld"
     max_steps: int | None = None
+    head: str = "linear"
+    engine: str = "linear"
+    clipping: Clipping = "flat"
+    schedule: Schedule = "constant"
+    early_stop: bool = False
 
     def __post_init__(self) -> None:
         make_selection(self.sampling, num_examples=self.num_examples, batch_size=self.batch_size, steps=1)
@@ -157,6 +170,19 @@ class TrainingPlan:
         return dataclasses.replace(self, max_steps=steps)
 
 
+def _network(config: BaselinesConfig) -> dict[str, Any]:
+    """What a config says of the network and how it is trained."""
+    if not isinstance(config, CnnsConfig):
+        return {}
+    return {
+        "head": config.head,
+        "engine": config.engine,
+        "clipping": config.clipping,
+        "schedule": config.schedule,
+        "early_stop": config.early_stop,
+    }
+
+
 def plan_from_config(config: BaselinesConfig, *, dataset_name: str, num_examples: int) -> TrainingPlan:
     """Resolve flags and recipe into a plan whose noise multiplier is known (not for optim=LR, which needs none).
 
@@ -194,6 +220,7 @@ def plan_from_config(config: BaselinesConfig, *, dataset_name: str, num_examples
         bn_noise_multiplier=given("bn_noise_multiplier"),
         delta=config.target_delta,
         accountant=config.accountant,
+        **_network(config),
     )
     if config.optim == "LR":
         for name in ("noise_multiplier", "target_epsilon", "max_epsilon"):

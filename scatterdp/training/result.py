@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from scatterdp.cache import FeatureCache
-from scatterdp.heads import LinearHead
+from scatterdp.heads import Head
 from scatterdp.privacy.certificate import make_certificate
 from scatterdp.privacy.commitment import commitment, commitment_key
 from scatterdp.privacy.ledger import Ledger
@@ -31,7 +31,7 @@ class FitResult:
         seconds: of statistics, loading, training and evaluation.
     """
 
-    head: LinearHead
+    head: Head
     average: dict[str, Tensor] = field(repr=False)
     test_accuracy: float
     test_accuracy_ema: float

@@ -324,8 +324,18 @@ class TestEvent:
             "sampler": plan.selection().describe(),
             "noise_multiplier": 1.5,
             "max_grad_norm": 0.5,
+            "clipping": "flat",
             "noise_standard_deviation": 0.75,
         }
+
+    def test_training_that_ends_early_is_charged_for_all_its_steps(self):
+        plan = make_plan(noise_multiplier=1.5)
+        state = TrainingState.begin(make_model(), plan)
+        entry = train(
+            state, make_rows(), plan, key=KEY, engine=linear_engine, after_epoch=lambda state: state.step >= 5
+        )
+        assert 5 <= state.step < plan.steps
+        assert entry.event == plan.selection().event(1.5)
 
     @pytest.mark.parametrize("steps", [0, 1, 7, 15])
     def test_a_continued_run_is_charged_for_all_its_steps_and_runs_the_rest(self, steps):

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from scatterdp.cache import FeatureCache
-from scatterdp.heads import LinearHead
+from scatterdp.heads import linear_head
 from scatterdp.privacy.ledger import Ledger, LedgerEntry
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.plan import TrainingPlan
@@ -133,7 +133,7 @@ def test_without_noise_there_is_no_epsilon(small_features: FeatureCache):
 
 def test_results_print_without_weights_and_rows():
     result = FitResult(
-        head=LinearHead(nn.Identity(), (1, 1, 1), 2),
+        head=linear_head(nn.Identity(), (1, 1, 1), 2),
         average={"weight": torch.tensor([123.456])},
         test_accuracy=0.5,
         test_accuracy_ema=0.25,

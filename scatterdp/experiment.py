@@ -1,0 +1,279 @@
+"""The published experiments: data → features → statistics → private training → record. One way for every head.
+
+The commands :mod:`scatterdp.baselines` and :mod:`scatterdp.cnns` say what; this does it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from scatterdp.cache import FeatureCache, extract_features
+from scatterdp.commands.exits import exit_code
+from scatterdp.config import BaselinesConfig, CnnsConfig
+from scatterdp.datasets import Dataset, load_dataset
+from scatterdp.errors import ConfigError
+from scatterdp.extractors import make_extractor
+from scatterdp.extractors.base import Extractor
+from scatterdp.heads import group_normalizer, make_classifier
+from scatterdp.privacy.accounting import ACCOUNTANTS, epsilon_of
+from scatterdp.privacy.certificate import rounded_up
+from scatterdp.privacy.randomness import RandomKey
+from scatterdp.recipes import recipe_of
+from scatterdp.records import RunFolder, peak_memory_bytes
+from scatterdp.report.plots import plot_accuracy_and_epsilon
+from scatterdp.training.checkpoint import Checkpoint
+from scatterdp.training.device import resolve_device
+from scatterdp.training.fit import fit
+from scatterdp.training.logistic_regression import fit_logistic_regression
+from scatterdp.training.plan import TrainingPlan, plan_from_config
+from scatterdp.training.result import FitResult
+from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH
+
+
+def run(config: BaselinesConfig) -> RunFolder:
+    """Run one configuration, or continue the run that it names; prints progress and result.
+
+    Returns:
+        The finished run's folder.
+
+    Raises:
+        UserError: see the message.
+    """
+    folder = None
+    if config.resume is not None:
+        folder, config = _reopen(config)
+        if folder.has_begun:
+            Checkpoint.load(folder.checkpoint)  # says at once when it is damaged
+    elif config.run_dir is not None:
+        RunFolder.check_new(config.run_dir)
+    device = resolve_device(config.device)
+    dataset = load_dataset(config.dataset, data_dir=config.data_dir, on_event=_say)
+    recipe_name = dataset.name if dataset.public else ""  # a folder may be called cifar10 too
+    plan = plan_from_config(config, dataset_name=recipe_name, num_examples=len(dataset.x_train))
+    extractor = _extractor(config, dataset, recipe_name).to(device)
+    make_classifier(plan.head, extractor.output_shape, dataset.num_classes)  # says so before minutes of extraction
+    if plan.input_norm == "GroupNorm":
+        group_normalizer(extractor.output_shape[0], plan.num_groups)  # say so before minutes of extraction
+    if config.logdir is not None:
+        try:
+            config.logdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"logdir={config.logdir}: cannot be written ({error.strerror}); give another") from error
+    _announce(config, dataset, plan, extractor)
+
+    begin = time.monotonic()
+    with extract_features(
+        dataset, extractor, features_dir=config.features_dir, dtype=config.feature_dtype, progress=True
+    ) as features:
+        seconds_extract = time.monotonic() - begin
+        _say(f"features: cached in {config.features_dir}")
+        resumed = folder is not None
+        if folder is None:
+            folder = RunFolder.create(config.run_dir or _new_run_dir(dataset.name), config)
+        with folder.locked():
+            checkpoint = Checkpoint.load(folder.checkpoint) if resumed and folder.has_begun else None
+            folder.write_metrics(checkpoint.metrics if checkpoint else [])
+            try:
+                result = _fit(config, dataset, plan, extractor, features, folder, checkpoint, device)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(
+                    f"interrupted: go on with python -m scatterdp.{config.command_name()} --resume={folder.path}"
+                ) from None
+            _record(folder, plan, result, seconds_extract)
+    _report(plan, result)
+    _say(f"run folder: {folder.path}")
+    return folder
+
+
+def _extractor(config: BaselinesConfig, dataset: Dataset, recipe_name: str) -> Extractor:
+    if isinstance(config, CnnsConfig) and not config.use_scattering:
+        return make_extractor("pixels", dataset.image_shape)
+    mirror = recipe_of(config, recipe_name, len(dataset.x_train)).mirror if config.mirror is None else config.mirror
+    return make_extractor("scatternet", dataset.image_shape, mirror=mirror)
+
+
+def _fit(
+    config: BaselinesConfig,
+    dataset: Dataset,
+    plan: TrainingPlan,
+    extractor: Extractor,
+    features: FeatureCache,
+    folder: RunFolder,
+    checkpoint: Checkpoint | None,
+    device: torch.device,
+) -> FitResult:
+    with _tensorboard(config.logdir) as log:
+
+        def on_metrics(row: dict[str, Any]) -> None:
+            folder.append_metrics(row)
+            log(row)
+            _say(_metrics_line(row))
+
+        key = RandomKey.make(config.seed)
+        if config.optim == "LR":
+            return fit_logistic_regression(
+                features, plan, extractor=extractor, key=key, published_data=dataset.public, on_metrics=on_metrics
+            )
+        return fit(
+            features,
+            plan,
+            extractor=extractor,
+            key=key,
+            device=device,
+            physical_batch_size=config.mini_batch_size or DEFAULT_PHYSICAL_BATCH,
+            augmented_images=dataset.x_train if config.augment else None,
+            published_data=dataset.public,
+            train_metrics=config.train_metrics,
+            resume=checkpoint,
+            on_metrics=on_metrics,
+            on_checkpoint=lambda state: state.save(folder.checkpoint),
+        )
+
+
+def _record(folder: RunFolder, plan: TrainingPlan, result: FitResult, seconds_extract: float) -> None:
+    certificate = result.certificate
+    facts = {"plan": dataclasses.asdict(plan), "classes": certificate["data"]["classes"], **certificate["features"]}
+    weights = result.head.state_dict()
+    average = weights | {f"classifier.{name}": value for name, value in result.average.items()}
+    folder.write_model("model.safetensors", weights, facts)
+    folder.write_model("model_ema.safetensors", average, facts)
+    folder.write_json("certificate.json", certificate)
+    folder.write_json(
+        "summary.json",
+        {
+            "test_accuracy": result.test_accuracy,
+            "test_accuracy_ema": result.test_accuracy_ema,
+            "plan": dataclasses.asdict(plan),
+            "private": certificate["private"],
+            "not_private": certificate["not_private"],
+            "epsilon": certificate["epsilon"],
+            "delta": plan.delta,
+            "accountant": plan.accountant,
+            "epsilon_by_accountant": certificate["epsilon_by_accountant"],
+            "noise_multiplier": plan.noise_multiplier,
+            "steps": plan.steps,
+            "sample_rate": certificate["sampler"].get("sample_rate"),
+            "seconds_extract": round(seconds_extract, 3),
+            "seconds_train": round(result.seconds, 3),
+            "peak_memory_bytes": peak_memory_bytes(),
+        },
+    )
+    title = f"{certificate['data']['name']}: {plan.head.replace('_', ' ')} head on {certificate['features']['extractor']} features"
+    plot_accuracy_and_epsilon(result.metrics, folder.path / "accuracy_epsilon.png", title=title, delta=plan.delta)
+    folder.finish()
+
+
+def _report(plan: TrainingPlan, result: FitResult) -> None:
+    certificate = result.certificate
+    if not certificate["private"]:
+        _say(f"NOT PRIVATE (no noise): test accuracy {result.test_accuracy:.4f}")
+        return
+    _say(f"test accuracy {result.test_accuracy:.4f} (averaged weights {result.test_accuracy_ema:.4f})")
+    by_accountant = ", ".join(
+        f"{name} {rounded_up(value)}" for name, value in certificate["epsilon_by_accountant"].items()
+    )
+    _say(f"ε = {rounded_up(certificate['epsilon'])} at δ = {plan.delta:g} by {plan.accountant} ({by_accountant})")
+
+
+def _reopen(config: BaselinesConfig) -> tuple[RunFolder, BaselinesConfig]:
+    assert config.resume is not None
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name != "resume" and value != field.default:
+            raise ConfigError(
+                f"{field.name}={value} beside resume={config.resume}: a run goes on with its own config, leave {field.name} out"
+            )
+    folder, stored = RunFolder.reopen(config.resume, type(config))
+    _say(f"resuming {folder.path}")
+    return folder, stored
+
+
+def _announce(config: BaselinesConfig, dataset: Dataset, plan: TrainingPlan, extractor: Extractor) -> None:
+    shape = "×".join(map(str, dataset.image_shape))
+    _say(
+        f"{dataset.name}: {len(dataset.x_train)} training and {len(dataset.x_test)} test images of {shape}, "
+        f"{dataset.num_classes} classes; features {'×'.join(map(str, extractor.output_shape))}"
+    )
+    if config.optim == "LR":
+        _say("optim=LR: logistic regression, NOT PRIVATE")
+        return
+    if plan.delta >= 1 / plan.num_examples:
+        print(
+            f"warning: target_delta={plan.delta:g} is not below 1/N = {1 / plan.num_examples:.2g}: "
+            "such a δ allows publishing an example outright; give a smaller --target_delta",
+            file=sys.stderr,
+        )
+    how = "given" if config.noise_multiplier is not None else "solved"
+    _say(
+        f"plan: {plan.steps} steps, sample rate {plan.selection().sample_rate:.4g}, noise multiplier {plan.sigma:g} ({how}), "
+        f"max_grad_norm {plan.max_grad_norm:g}, lr {plan.lr:g}, input_norm {plan.input_norm}"
+    )
+    epsilons = {name: epsilon_of(plan.event(), delta=plan.delta, accountant=name) for name in ACCOUNTANTS}
+    _say(
+        f"budget: at δ = {plan.delta:g}, ε = " + ", ".join(f"{value:.3f} ({name})" for name, value in epsilons.items())
+    )
+
+
+def _metrics_line(row: dict[str, Any]) -> str:
+    if "C" in row:
+        return (
+            f"NOT PRIVATE: C = {row['C']:g}, test accuracy {row['test_accuracy']:.4f}, "
+            f"train accuracy {row['train_accuracy_not_private']:.4f}"
+        )
+    epsilon = "∞" if row["epsilon"] is None else f"{row['epsilon']:.3f}"
+    line = (
+        f"epoch {row['epoch']}: test accuracy {row['test_accuracy']:.4f}, "
+        f"averaged weights {row['test_accuracy_ema']:.4f}, ε {epsilon}, {row['seconds']:.0f} s"
+    )
+    if "train_loss_not_private" in row:
+        line += (
+            f"; NOT PRIVATE: train accuracy {row['train_accuracy_not_private']:.4f}, "
+            f"loss {row['train_loss_not_private']:.4f}"
+        )
+    return line
+
+
+@contextmanager
+def _tensorboard(logdir: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that writes a metrics row as TensorBoard scalars; does nothing without a folder."""
+    if logdir is None:
+        yield lambda row: None
+        return
+    from torch.utils.tensorboard import SummaryWriter  # seconds to import
+
+    with SummaryWriter(str(logdir)) as writer:
+
+        def log(row: dict[str, Any]) -> None:
+            for name in row.keys() - {"step", "epoch", "C"}:
+                if row[name] is not None:
+                    writer.add_scalar(name, row[name], row.get("step", 0))
+
+        yield log
+
+
+def _new_run_dir(name: str) -> Path:
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def command_line(config_class: type[BaselinesConfig], description: str, arguments: list[str] | None) -> int:
+    """Parse a command line into a config, run it, return the exit code."""
+
+    def command() -> None:
+        program = f"python -m scatterdp.{config_class.command_name()}"
+        run(tyro.cli(config_class, prog=program, args=arguments, use_underscores=True, description=description))
+
+    return exit_code(command)

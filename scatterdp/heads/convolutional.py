@@ -1,0 +1,87 @@
+"""Convolutional classifiers of feature maps and of images (Tramèr & Boneh 2021, appendix B).
+
+Each takes flat rows ``(b, C·h·w)``, as the training loop gives them, and returns logits. Activations are tanh (Papernot et al.
+2021: bounded activations keep per-example gradients small) and there is no normalisation layer inside.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from scatterdp.errors import ConfigError
+
+Shape = tuple[int, int, int]
+
+
+def scatternet_cnn(shape: Shape, num_classes: int, *, small: bool = False) -> nn.Sequential:
+    """On ScatterNet maps: colour 64-M-64, grey 16 and 32 channels with a stride of 2 and a hidden layer of 32.
+
+    Args:
+        shape: ``(K, h, w)`` of the maps; more than 100 channels are taken for colour.
+        num_classes: outputs.
+        small: half the channels.
+    """
+    width = 2 if small else 1
+    if shape[0] > 100:
+        wide = 64 // width
+        body = [
+            *_convolution(shape[0], wide, 3, padding=1),
+            nn.MaxPool2d(2, ceil_mode=True),
+            *_convolution(wide, wide, 3, padding=1),
+        ]
+        return _network(body, shape, num_classes, hidden=None)
+    first, second = 16 // width, 32 // width
+    body = [*_convolution(shape[0], first, 3, stride=2, padding=1), *_convolution(first, second, 3, padding=1)]
+    return _network(body, shape, num_classes, hidden=32)
+
+
+def end_to_end_cnn(shape: Shape, num_classes: int, *, small: bool = False) -> nn.Sequential:
+    """On images: colour 32-32-M-64-64-M-128-128-M with a hidden layer of 128 (small: 16-16-M-32-32-M-64-M, 64);
+    grey 16 channels of 8×8 and 32 of 4×4, both with stride 2, and a hidden layer of 32.
+
+    Args:
+        shape: ``(C, H, W)`` of the images.
+        num_classes: outputs.
+        small: see there; grey has one size.
+    """
+    if shape[0] == 1:
+        body = [
+            *_convolution(1, 16, 8, stride=2, padding=2),
+            nn.MaxPool2d(2, 1),
+            *_convolution(16, 32, 4, stride=2),
+            nn.MaxPool2d(2, 1),
+        ]
+        return _network(body, shape, num_classes, hidden=32)
+    plan = (16, 16, "M", 32, 32, "M", 64, "M") if small else (32, 32, "M", 64, 64, "M", 128, 128, "M")
+    body: list[nn.Module] = []
+    channels = shape[0]
+    for layer in plan:
+        if layer == "M":
+            body.append(nn.MaxPool2d(2))
+        else:
+            body += _convolution(channels, int(layer), 3, padding=1)
+            channels = int(layer)
+    return _network(body, shape, num_classes, hidden=64 if small else 128)
+
+
+def _convolution(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int = 0) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding), nn.Tanh()]
+
+
+def _network(body: list[nn.Module], shape: Shape, num_classes: int, *, hidden: int | None) -> nn.Sequential:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            features = math.prod(nn.Sequential(*body)(torch.zeros(1, *shape)).shape)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"images of {'×'.join(map(str, shape))}: too small for this network; take --use_scattering with a smaller J, or the "
+            "linear head"
+        ) from error
+    tail: list[nn.Module] = [nn.Flatten()]
+    if hidden is not None:
+        tail += [nn.Linear(features, hidden), nn.Tanh()]
+        features = hidden
+    return nn.Sequential(nn.Unflatten(1, shape), *body, *tail, nn.Linear(features, num_classes))

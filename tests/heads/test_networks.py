@@ -1,0 +1,83 @@
+"""Convolutional and residual networks: shapes, sizes, and that they can be trained privately."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from scatterdp.engines import check_private, loop_engine, mixed_ghost_engine
+from scatterdp.errors import ConfigError
+from scatterdp.heads import CLASSIFIERS, make_classifier
+
+SHAPES = {
+    "linear": (6, 2, 2),
+    "scatternet_cnn": (243, 8, 8),
+    "scatternet_cnn_small": (243, 8, 8),
+    "cnn": (3, 32, 32),
+    "cnn_small": (3, 32, 32),
+} | {name: (3, 32, 32) for name in CLASSIFIERS if "resnet" in name}
+
+
+def count(name: str, shape: tuple[int, int, int]) -> int:
+    return sum(p.numel() for p in make_classifier(name, shape, 10).parameters())
+
+
+@pytest.mark.parametrize("name", sorted(CLASSIFIERS))
+def test_flat_rows_become_logits(name):
+    shape = SHAPES[name]
+    rows = torch.randn(2, shape[0] * shape[1] * shape[2])
+    assert make_classifier(name, shape, 7)(rows).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "parameters"),
+    [
+        ("cnn", (1, 28, 28), 26_010),  # the published MNIST network
+        ("cnn", (3, 32, 32), 550_570),
+        ("scatternet_cnn", (81, 7, 7), 16 * 81 * 9 + 16 + 32 * 16 * 9 + 32 + 512 * 32 + 32 + 330),
+        ("scatternet_cnn", (243, 8, 8), 64 * 243 * 9 + 64 + 64 * 64 * 9 + 64 + 64 * 16 * 10 + 10),
+        ("resnet20", (3, 32, 32), 269_722),
+        ("preact_resnet20", (3, 32, 32), 269_722),
+    ],
+)
+def test_sizes_are_the_published_ones(name, shape, parameters):
+    assert count(name, shape) == parameters
+
+
+@pytest.mark.parametrize("name", ["scatternet_cnn", "cnn"])
+def test_small_is_smaller(name):
+    assert count(f"{name}_small", SHAPES[name]) < count(name, SHAPES[name]) / 1.5
+
+
+def test_initial_weights_are_a_function_of_the_seed_and_leave_torchs_generator_alone():
+    state = torch.get_rng_state()
+    first, again, other = (make_classifier("cnn", (1, 28, 28), 10, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["1.weight"], other["1.weight"])
+
+
+@pytest.mark.parametrize("name", sorted(CLASSIFIERS))
+def test_every_network_can_be_clipped_per_example(name):
+    shape = SHAPES[name]
+    model = make_classifier(name, shape, 3)
+    check_private(model)
+    rows, labels = torch.randn(3, shape[0] * shape[1] * shape[2]), torch.tensor([0, 1, 2])
+
+    def loss(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(outputs, labels, reduction="none")
+
+    ours, expected = (
+        engine(model, loss, rows, labels, max_grad_norm=0.5) for engine in (mixed_ghost_engine, loop_engine)
+    )
+    torch.testing.assert_close(ours.norms, expected.norms, rtol=1e-4, atol=1e-5)
+    for parameter, gradient in expected.gradients.items():
+        torch.testing.assert_close(ours.gradients[parameter], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_unknown_names_and_images_that_are_too_small():
+    with pytest.raises(ConfigError, match=r"^head='transformer': expected one of linear, "):
+        make_classifier("transformer", (3, 32, 32), 10)
+    with pytest.raises(ConfigError, match=r"^images of 1×8×8: too small for this network"):
+        make_classifier("cnn", (1, 8, 8), 10)
