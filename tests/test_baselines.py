@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from scatterdp import baselines
+from scatterdp import baselines, experiment
 from scatterdp.config import BaselinesConfig
 from scatterdp.datasets import load_dataset
 from scatterdp.errors import UserError
@@ -611,7 +611,7 @@ class TestBadInput:
         assert contents(work) == before
 
     def test_a_taken_run_folder_is_told_before_any_work(self, run, work: Path, monkeypatch):
-        monkeypatch.setattr(baselines, "load_dataset", None)
+        monkeypatch.setattr(experiment, "load_dataset", None)
         outcome = run(*QUICK, a_run_folder(work))
         assert outcome.code == 2
         assert outcome.out == ""
@@ -642,7 +642,7 @@ class TestBadInput:
         def fails(*_, **__):
             raise ZeroDivisionError("a bug")
 
-        monkeypatch.setattr(baselines, "load_dataset", fails)
+        monkeypatch.setattr(experiment, "load_dataset", fails)
         with pytest.raises(ZeroDivisionError):
             run(*QUICK)
 

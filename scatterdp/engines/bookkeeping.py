@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from scatterdp.engines.clipping import Clipping, layer_factors
 from scatterdp.engines.contract import ClippedSum, PerExampleLoss
 from scatterdp.engines.modules import check_private, full_name, layers_of, own_parameters
-from scatterdp.engines.rules import RULES, Rule, squared_norms_of, weighted
+from scatterdp.engines.rules import RULES, Rule
 from scatterdp.errors import UserError
 
 
@@ -102,30 +102,16 @@ def _clipped_sum(
     use_ghost: Callable[[Rule], bool],
 ) -> ClippedSum:
     rules = backward(model, loss, x, y)
-    kept: list[dict[str, Tensor] | None] = []
-    squares: list[Tensor] = []
-    for _, rule in rules:
-        gradients = None if use_ghost(rule) else rule.per_example()
-        squares.append(rule.ghost_squared_norms() if gradients is None else squared_norms_of(gradients))
-        kept.append(gradients)
-    stacked = torch.stack(squares) if squares else x.new_zeros(0, len(x))
+    squares = [rule.squared_norms(ghost=use_ghost(rule)) for _, rule in rules]
+    stacked = torch.stack([square.double() for square in squares]) if squares else x.new_zeros(0, len(x))
     factors, norms = layer_factors(stacked, max_grad_norm, clipping)
     finite = norms.isfinite()
-    everything_finite = bool(finite.all())
-    sums: dict[str, Tensor] = {}
-    for (name, rule), gradients, layer in zip(rules, kept, factors, strict=True):
-        if not everything_finite:
-            # 0 · NaN is NaN: rows that may not count are replaced, not multiplied away.
-            rule.inputs, rule.gradients = (without(t, finite) for t in (rule.inputs, rule.gradients))
-            gradients = None if gradients is None else {k: without(v, finite) for k, v in gradients.items()}
-        parts = rule.weighted_sum(layer) if gradients is None else weighted(gradients, layer)
-        sums |= {full_name(name, parameter): value for parameter, value in parts.items()}
+    sums = {
+        full_name(name, parameter): value
+        for (name, rule), layer in zip(rules, factors, strict=True)
+        for parameter, value in rule.clipped_sum(layer, finite).items()
+    }
     return ClippedSum(sums, norms.to(x.dtype if x.is_floating_point() else torch.float32))
-
-
-def without(values: Tensor, kept: Tensor) -> Tensor:
-    """The values with zeros in the rows that are not kept."""
-    return torch.where(kept.view(-1, *[1] * (values.ndim - 1)), values, torch.zeros((), dtype=values.dtype))
 
 
 def backward(model: nn.Module, loss: PerExampleLoss, x: Tensor, y: Tensor) -> list[tuple[str, Rule]]:

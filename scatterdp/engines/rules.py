@@ -9,6 +9,11 @@ positions, one column a position) and output gradients as :math:`V_i` (P × T): 
 
 T² (D + P) operations and 2 T² numbers in place of T D P and D P. Groups of a grouped convolution add up.
 
+For a convolution of images neither needs :math:`U`, which repeats every pixel once for each place in the kernel. Two positions'
+patches have the inner product :math:`\sum_k A_{s+k,\,t+k}` over places k in the kernel, where A is the Gram matrix of single
+*pixels*: D / k² in place of D operations for each entry. And place k's part of the weight gradient is :math:`V_i` times a shifted view
+of the flattened padded image, once V's rows are as long as the image's: k² matrix products without a copy.
+
 **Normalisations** keep their per-example gradients, which are no larger than the inputs.
 
 **Embedding.** The gradient of row v is the sum of g at the positions where v stands, so the squared norm is the sum of
@@ -17,8 +22,10 @@ T² (D + P) operations and 2 T² numbers in place of T D P and D P. Groups of a 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import torch
@@ -40,6 +47,22 @@ class Rule(ABC):
     def __init__(self, module: Any, inputs: Tensor, gradients: Tensor) -> None:
         self.module, self.inputs, self.gradients = module, inputs, gradients
         self.trainable = {name for name, _ in own_parameters(module)}
+        self._kept: dict[str, Tensor] | None = None
+
+    def squared_norms(self, *, ghost: bool) -> Tensor:
+        """``(b,)`` squared norms over the layer's parameters, without per-example gradients or by keeping them."""
+        if ghost:
+            return self.ghost_squared_norms()
+        self._kept = self.per_example()
+        return squared_norms_of(self._kept)
+
+    def clipped_sum(self, factors: Tensor, finite: Tensor) -> dict[str, Tensor]:
+        """Sums over examples of factor times gradient, after :meth:`squared_norms`; examples that are not ``finite`` are left out."""
+        if not finite.all():
+            # 0 · NaN is NaN: rows that may not count are replaced, not multiplied away.
+            self.inputs, self.gradients = (without(t, finite) for t in (self.inputs, self.gradients))
+            self._kept = None if self._kept is None else {k: without(v, finite) for k, v in self._kept.items()}
+        return self.weighted_sum(factors) if self._kept is None else weighted(self._kept, factors)
 
     @abstractmethod
     def per_example(self) -> dict[str, Tensor]:
@@ -56,6 +79,13 @@ class Rule(ABC):
     @abstractmethod
     def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
         """Sums over examples of ``factors`` ``(b,)`` times their gradients, by the parameter's name in the module."""
+
+
+def without(values: Tensor, kept: Tensor) -> Tensor:
+    """The values with zeros in the rows that are not kept."""
+    return torch.where(
+        kept.view(-1, *[1] * (values.ndim - 1)), values, torch.zeros((), dtype=values.dtype, device=kept.device)
+    )
 
 
 def squared_norms_of(per_example: dict[str, Tensor]) -> Tensor:
@@ -154,6 +184,9 @@ class LinearRule(MatrixRule):
 class ConvolutionRule(MatrixRule):
     """``nn.Conv1d``, ``nn.Conv2d``, ``nn.Conv3d`` with stride, padding, dilation and groups."""
 
+    _places: Tensor | None = None
+    _biases: Tensor | None = None
+
     def layout(self) -> tuple[Tensor, Tensor]:
         module, a = self.module, padded(self.module, self.inputs)
         dimensions = len(module.kernel_size)
@@ -165,6 +198,82 @@ class ConvolutionRule(MatrixRule):
         positions = self.gradients[0, 0].numel() if len(self.gradients) else 1
         u = a.reshape(len(a), module.groups, self._inputs_of_group, positions)
         return u, self.gradients.reshape(len(a), module.groups, -1, positions)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Of images, ungrouped: served without laying inputs out."""
+        return isinstance(self.module, nn.Conv2d) and self.module.groups == 1 and len(self.inputs) > 0
+
+    def per_example(self) -> dict[str, Tensor]:
+        if not (self._is_plain and self.module.stride == (1, 1)):
+            return super().per_example()
+        gradients: dict[str, Tensor] = {}
+        if "weight" in self.trainable:
+            gradients["weight"] = self._weight_gradients().permute(1, 3, 2, 0).reshape(-1, *self.module.weight.shape)
+        if "bias" in self.trainable:
+            gradients["bias"] = self.gradients.sum((2, 3))
+        return gradients
+
+    def squared_norms(self, *, ghost: bool) -> Tensor:
+        if ghost or not (self._is_plain and self.module.stride == (1, 1) and "weight" in self.trainable):
+            return super().squared_norms(ghost=ghost)
+        self._places = self._weight_gradients()
+        total = self._places.square().sum((0, 2, 3))
+        if "bias" in self.trainable:
+            self._biases = self.gradients.sum((2, 3))
+            total = total + self._biases.square().sum(1)
+        return total
+
+    def clipped_sum(self, factors: Tensor, finite: Tensor) -> dict[str, Tensor]:
+        if self._places is None:
+            return super().clipped_sum(factors, finite)
+        places, biases = self._places, self._biases
+        if not finite.all():
+            places = without(places.transpose(0, 1), finite).transpose(0, 1)
+            biases = None if biases is None else without(biases, finite)
+        row = factors.to(places.dtype)
+        products = torch.stack([(row @ place.flatten(1)).view(place.shape[1:]) for place in places])
+        sums = {"weight": products.permute(2, 1, 0).reshape(self.module.weight.shape)}
+        return sums if biases is None else {**sums, "bias": row @ biases}
+
+    def _weight_gradients(self) -> Tensor:
+        """``(k², b, C, P)``: for each place in the kernel one batch of matrix products."""
+        module, a, v = self.module, padded(self.module, self.inputs), self.gradients
+        width, (rows, columns) = a.shape[3], v.shape[2:]
+        flat = a.flatten(2)
+        # Rows of V as long as the image's, zeros at the end: a place in the kernel is then a shift of the flat image.
+        wide = (
+            F.pad(v, (0, width - columns)).flatten(2)[:, :, : (rows - 1) * width + columns].transpose(1, 2).contiguous()
+        )
+        result = a.new_empty(math.prod(module.kernel_size), len(a), a.shape[1], v.shape[1])
+        for number, (y, x) in enumerate(product(*(range(k) for k in module.kernel_size))):
+            start = y * module.dilation[0] * width + x * module.dilation[1]
+            torch.bmm(flat[:, :, start : start + wide.shape[1]], wide, out=result[number])
+        return result
+
+    def ghost_squared_norms(self) -> Tensor:
+        if not (self._is_plain and "weight" in self.trainable):
+            return super().ghost_squared_norms()
+        module = self.module
+        a, unit_a = _in_units(padded(module, self.inputs))
+        v, unit_v = _in_units(self.gradients)
+        rows, columns = v.shape[2:]
+        pixels, outputs = a.flatten(2), v.flatten(2)
+        of_pixels = torch.bmm(pixels.transpose(1, 2), pixels).view(len(a), *a.shape[2:], *a.shape[2:])
+        of_patches = torch.zeros(len(a), rows, columns, rows, columns, dtype=a.dtype, device=a.device)
+        for y, x in product(*(range(k) for k in module.kernel_size)):
+            down, right = (
+                slice(place * dilation, place * dilation + (count - 1) * stride + 1, stride)
+                for place, dilation, count, stride in zip(
+                    (y, x), module.dilation, (rows, columns), module.stride, strict=True
+                )
+            )
+            of_patches += of_pixels[:, down, right, down, right]
+        of_outputs = torch.bmm(outputs.transpose(1, 2), outputs)
+        total = (of_patches.flatten(1) * of_outputs.flatten(1)).sum(1).clamp(min=0) * (unit_a * unit_v).square()
+        if "bias" in self.trainable:
+            total = total + outputs.sum(2).square().sum(1) * unit_v.square()
+        return total
 
     @property
     def _inputs_of_group(self) -> int:

@@ -24,7 +24,7 @@ from scatterdp.engines import bookkeeping
 from scatterdp.engines.clipping import Clipping, check_bound, layer_factors
 from scatterdp.engines.contract import ClippedSum, Engine, PerExampleLoss
 from scatterdp.engines.modules import check_private, full_name, layers_of, own_parameters
-from scatterdp.engines.rules import ConvolutionRule, padded, squared_norms_of, weighted
+from scatterdp.engines.rules import ConvolutionRule, padded, squared_norms_of, weighted, without
 from scatterdp.errors import UserError
 
 Strategy = Callable[[nn.Module, PerExampleLoss, Tensor, Tensor], dict[str, Tensor]]
@@ -179,7 +179,7 @@ def engine_of(strategy: str) -> Engine:
         sums: dict[str, Tensor] = {}
         for layer, layer_factor in zip(layers, factors, strict=True):
             if not finite.all():  # 0 · NaN is NaN
-                layer = {name: bookkeeping.without(values, finite) for name, values in layer.items()}
+                layer = {name: without(values, finite) for name, values in layer.items()}
             sums |= weighted(layer, layer_factor)
         return ClippedSum(sums, norms.to(stacked.dtype))
 
