@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -102,8 +102,21 @@ def _clipped_sum(
     use_ghost: Callable[[Rule], bool],
 ) -> ClippedSum:
     rules = backward(model, loss, x, y)
-    squares = [rule.squared_norms(ghost=use_ghost(rule)) for _, rule in rules]
-    stacked = torch.stack([square.double() for square in squares]) if squares else x.new_zeros(0, len(x))
+    sums, norms = clip(rules, len(x), max_grad_norm=max_grad_norm, clipping=clipping, use_ghost=use_ghost)
+    return ClippedSum(sums, norms.to(x.device, x.dtype if x.is_floating_point() else torch.float32))
+
+
+def clip(
+    rules: list[tuple[str, Rule]],
+    examples: int,
+    *,
+    max_grad_norm: float,
+    clipping: Clipping = "flat",
+    use_ghost: Callable[[Rule], bool] = Rule.prefers_ghost,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Clipped gradient sums by parameter name, and norms ``(b,)`` before clipping in double precision."""
+    squares = [rule.squared_norms(ghost=use_ghost(rule)).double() for _, rule in rules]
+    stacked = torch.stack(squares) if squares else torch.zeros(0, examples, dtype=torch.float64)
     factors, norms = layer_factors(stacked, max_grad_norm, clipping)
     finite = norms.isfinite()
     sums = {
@@ -111,54 +124,96 @@ def _clipped_sum(
         for (name, rule), layer in zip(rules, factors, strict=True)
         for parameter, value in rule.clipped_sum(layer, finite).items()
     }
-    return ClippedSum(sums, norms.to(x.dtype if x.is_floating_point() else torch.float32))
+    return sums, norms
 
 
 def backward(model: nn.Module, loss: PerExampleLoss, x: Tensor, y: Tensor) -> list[tuple[str, Rule]]:
     """One forward and one backward pass: a rule for each layer, with its inputs and output gradients."""
-    check_private(model)
-    if len(x) == 0:
-        return [(name, _Unused(module, x, x)) for name, module in layers_of(model)]
-    calls: list[tuple[str, Any, Tensor, Tensor]] = []
-    handles = []
-    for name, module in layers_of(model):
-        kind = type(module)
-        if kind not in RULES:
-            known = ", ".join(sorted(known.__name__ for known in RULES))
-            raise UserError(
-                f"module {name or kind.__name__!r} ({kind.__name__}): no rule for its per-example gradients (there are rules for "
-                f"{known}); take engine='vmap', or freeze it with requires_grad_(False)"
-            )
-
-        def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
-            if any(name == earlier for earlier, *_ in calls):
-                raise UserError(f"module {name!r} ({type(module).__name__}): is used twice; take engine='vmap'")
-            calls.append((name, module, inputs[0].detach(), output))
-
-        handles.append(module.register_forward_hook(note))
-    try:
+    with Recorder(model) as recorder:
+        if len(x) == 0:
+            return recorder.rules_of_nothing()
         with torch.enable_grad():
-            total = loss(model(x), y).sum()
-            outputs = [output for *_, output in calls]
-            gradients = torch.autograd.grad(total, outputs, allow_unused=True) if outputs else ()
-    finally:
-        for handle in handles:
-            handle.remove()
-    rules: list[tuple[str, Rule]] = []
-    with torch.no_grad():
-        for (name, module, inputs, output), gradient in zip(calls, gradients, strict=True):
-            if len(output) != len(x):
+            losses = loss(model(x), y)
+        return recorder.rules(losses)
+
+
+class Recorder:
+    """Notes every layer's inputs and outputs while a model computes; a context manager.
+
+    Args:
+        model: checked by :func:`scatterdp.engines.modules.check_private`. Each forward pass of it begins a new record.
+
+    Raises:
+        UserError: a layer of a kind without a rule, or one that cannot be private; later, a layer that is used twice in one pass.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        check_private(model)
+        self.layers = layers_of(model)
+        for name, module in self.layers:
+            kind = type(module)
+            if kind not in RULES:
+                known = ", ".join(sorted(known.__name__ for known in RULES))
                 raise UserError(
-                    f"module {name!r} ({type(module).__name__}): its outputs have {len(output)} rows for {len(x)} examples; "
-                    "the first axis must be the example's"
+                    f"module {name or kind.__name__!r} ({kind.__name__}): no rule for its per-example gradients (there are rules "
+                    f"for {known}); take engine='vmap', or freeze it with requires_grad_(False)"
                 )
-            gradient = torch.zeros_like(output) if gradient is None else gradient
-            rules.append((name, RULES[type(module)](module, inputs, gradient.detach())))
-    missing = {name for name, _ in layers_of(model)} - {name for name, _ in rules}
-    for name in sorted(missing):  # never called: its gradient is zero
-        module = model.get_submodule(name)
-        rules.append((name, _Unused(module, x, x)))
-    return rules
+        self._calls: dict[str, tuple[Any, Tensor, Tensor]] = {}
+        self._handles = [model.register_forward_pre_hook(self._begin)]
+        self._handles += [module.register_forward_hook(self._noting(name)) for name, module in self.layers]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._calls = {}
+
+    def rules(self, losses: Tensor) -> list[tuple[str, Rule]]:
+        """A rule for every layer, from the last forward pass and the per-example losses ``(b,)`` that were computed from it.
+
+        Raises:
+            UserError: a layer whose first axis is not the examples'.
+        """
+        outputs = [output for _, _, output in self._calls.values()]
+        gradients = torch.autograd.grad(losses, outputs, torch.ones_like(losses), allow_unused=True) if outputs else ()
+        found: dict[str, Rule] = {}
+        with torch.no_grad():
+            for (name, (module, inputs, output)), gradient in zip(self._calls.items(), gradients, strict=True):
+                if len(output) != len(losses) or len(inputs) != len(losses):
+                    raise UserError(
+                        f"module {name!r} ({type(module).__name__}): has {len(inputs)} input and {len(output)} output rows for "
+                        f"{len(losses)} examples; the first axis must be the example's"
+                    )
+                gradient = torch.zeros_like(output) if gradient is None else gradient.detach()
+                found[name] = RULES[type(module)](module, inputs, gradient)
+        self._calls = {}
+        return [
+            (name, found[name] if name in found else _Unused(module, losses.detach(), losses.detach()))
+            for name, module in self.layers
+        ]
+
+    def rules_of_nothing(self) -> list[tuple[str, Rule]]:
+        """The rules of an empty batch."""
+        return [(name, _Unused(module, torch.zeros(0), torch.zeros(0))) for name, module in self.layers]
+
+    def _begin(self, *_: object) -> None:
+        self._calls = {}
+
+    def _noting(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if not torch.is_grad_enabled():
+                return
+            if name in self._calls:
+                raise UserError(f"module {name!r} ({type(module).__name__}): is used twice; take engine='vmap'")
+            self._calls[name] = (module, inputs[0].detach(), output)
+
+        return note
 
 
 class _Unused(Rule):

@@ -1,0 +1,245 @@
+"""The private optimizer against the definition, and against wrong use."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scatterdp.engines import loop_engine
+from scatterdp.errors import BudgetError, ConfigError, UserError
+from scatterdp.training.privacy_engine import PrivacyEngine
+
+N = 60
+X, Y = torch.randn(N, 2, 6, 6, generator=torch.Generator().manual_seed(0)), torch.arange(N) % 3
+
+
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.Tanh(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)
+    )
+
+
+def losses_of(model: nn.Module, rows: Tensor) -> Tensor:
+    return F.cross_entropy(model(X[rows]), Y[rows], reduction="none")
+
+
+def made(model: nn.Module, **changes) -> PrivacyEngine:
+    values = {
+        "batch_size": 15, "sample_size": N, "epochs": 3, "max_grad_norm": 0.4, "noise_multiplier": 0.0, "seed": 0
+    }  # fmt: skip
+    return PrivacyEngine(model, **(values | changes))
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, engine: PrivacyEngine, physical: int = 256) -> None:
+    engine.attach(optimizer)
+    for rows, last in engine.batches(physical):
+        (optimizer.step if last else optimizer.virtual_step)(loss=losses_of(model, rows))  # pyright: ignore
+
+
+def by_definition(engine_name: str) -> nn.Module:
+    """The loop engine on the same batches."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    engine = made(model, engine=engine_name)
+    for step in range(engine.plan.steps):
+        rows = torch.from_numpy(engine.plan.selection().indices(step, engine._key))
+        clipped = loop_engine(
+            model, lambda o, y: F.cross_entropy(o, y, reduction="none"), X[rows], Y[rows], max_grad_norm=0.4
+        )
+        for name, parameter in model.named_parameters():
+            parameter.grad = clipped.gradients[name] / 15
+        optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize("engine", ["mixed_ghost", "ghost"])
+@pytest.mark.parametrize("physical", [1, 4, 256])
+def test_without_noise_it_is_clipped_sums_over_the_expected_size(engine, physical):
+    model = network()
+    train(model, torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9), made(model, engine=engine), physical)
+    for ours, expected in zip(model.parameters(), by_definition(engine).parameters(), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop])
+def test_any_optimizer_and_the_size_of_pieces_has_no_meaning(make):
+    trained = []
+    for physical in (3, 256):
+        model = network()
+        train(model, make(model.parameters(), lr=0.01), made(model, noise_multiplier=0.7), physical)
+        trained.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    # Noise is bound to the sums, which the pieces round differently: without it the two are equal, with it each is private.
+    assert not torch.equal(*trained)
+    for physical in (3, 256):
+        model = network()
+        train(model, make(model.parameters(), lr=0.01), made(model), physical)
+        trained.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(trained[2], trained[3], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("physical", [2, 256])
+def test_noise_is_added_once_a_step_whatever_the_number_of_pieces(physical):
+    sigma, bound = 2.0, 0.4
+    model = nn.Linear(72, 300)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    engine = PrivacyEngine(
+        model, batch_size=15, sample_size=N, epochs=1, max_grad_norm=bound, noise_multiplier=sigma, seed=None
+    )
+    engine.attach(optimizer)
+    clean = PrivacyEngine(model, batch_size=15, sample_size=N, epochs=1, max_grad_norm=bound, noise_multiplier=1e-9)
+    clean.detach()
+    before = model.weight.detach().clone()
+    for rows, last in engine.batches(physical):
+        loss = F.cross_entropy(model(X[rows].flatten(1)), Y[rows], reduction="none")
+        (optimizer.step if last else optimizer.virtual_step)(loss=loss)  # pyright: ignore
+        if last:
+            break
+    noise = (model.weight.detach() - before).numpy().ravel()
+    expected = sigma * bound / 15
+    low, high = stats.chi2.ppf([1e-6, 1 - 1e-6], noise.size) / noise.size
+    # The signal, at most 15 clipped gradients, is small beside 21600 coordinates of noise.
+    assert low * 0.97 < np.mean((noise / expected) ** 2) < high * 1.03
+    assert not low < np.mean((noise / (1.5 * expected)) ** 2) < high
+
+
+def test_the_target_is_met_and_never_exceeded():
+    engine = made(network(), noise_multiplier=None, target_epsilon=2.0)
+    assert engine.noise_multiplier > 0.5
+    assert engine.epsilon() == 0
+    spent = []
+    model, optimizer = engine.model, torch.optim.SGD(engine.model.parameters(), lr=0.1)
+    engine.attach(optimizer)
+    for rows, last in engine.batches():
+        optimizer.step(loss=losses_of(model, rows))  # pyright: ignore
+        assert last
+        spent.append(engine.epsilon())
+    assert spent == sorted(spent)
+    assert 1.98 < spent[-1] <= 2.0
+    assert list(engine.batches()) == []  # no step is left
+    assert engine.ledger().entries[0].details["sampler"]["steps"] == 12
+
+
+def test_runs_from_one_seed_on_other_data_share_no_noise():
+    noises = []
+    for shift in (0.0, 0.001):
+        model = nn.Linear(72, 3)
+        nn.init.zeros_(model.weight)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        engine = made(model, noise_multiplier=3.0)
+        engine.attach(optimizer)
+        for rows, _ in engine.batches():
+            loss = F.cross_entropy(model((X[rows] + shift).flatten(1)), Y[rows], reduction="none")
+            optimizer.step(loss=loss)  # pyright: ignore
+            break
+        noises.append(model.weight.detach().flatten())
+    assert abs(np.corrcoef(*noises)[0, 1]) < 0.35
+
+
+def test_frozen_layers_stay_and_an_empty_batch_is_a_step():
+    model = network()
+    model.get_parameter("0.weight").requires_grad_(False)
+    before = model.get_parameter("0.weight").clone()
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    engine = PrivacyEngine(
+        model, batch_size=1, sample_size=N, epochs=1, max_grad_norm=1.0, noise_multiplier=1.0, seed=4
+    )
+    optimizer = torch.optim.SGD(trainable, lr=0.1)
+    engine.attach(optimizer)
+    empty = 0
+    for rows, last in engine.batches():
+        assert last
+        bias = model.get_parameter("5.bias").clone()
+        optimizer.step(loss=losses_of(model, rows))  # pyright: ignore
+        assert (model.get_parameter("5.bias") != bias).all()
+        empty += len(rows) == 0
+    assert empty > 5
+    assert engine.steps_taken == N
+    assert torch.equal(model.get_parameter("0.weight"), before)
+
+
+def test_looking_at_accuracy_between_steps_changes_nothing():
+    weights = []
+    for looks in (False, True):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        engine = made(model)
+        engine.attach(optimizer)
+        for rows, last in engine.batches(8):
+            if looks:
+                model(X)
+                with torch.no_grad():
+                    model(X[:5])
+            (optimizer.step if last else optimizer.virtual_step)(loss=losses_of(model, rows))  # pyright: ignore
+        weights.append(model.get_parameter("5.weight").detach())
+    assert torch.equal(*weights)
+
+
+# ---------------------------------------------------------------- wrong use
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"target_epsilon": 3.0}, ConfigError, "target_epsilon, noise_multiplier: each determines the other"),
+        ({"noise_multiplier": None}, ConfigError, "target_epsilon, noise_multiplier: each determines the other"),
+        ({"batch_size": 0}, ConfigError, "batch_size=0: expected 1 to 60"),
+        ({"batch_size": 61}, ConfigError, "batch_size=61: expected 1 to 60"),
+        ({"max_grad_norm": 0.0}, ConfigError, "max_grad_norm=0: expected a number > 0"),
+        ({"engine": "hooks"}, ConfigError, "engine='hooks': expected mixed_ghost or ghost"),
+        (
+            {"noise_multiplier": None, "target_epsilon": 1e-12, "target_delta": 1e-15},
+            BudgetError,
+            "target_epsilon=1e-12",
+        ),
+    ],
+)
+def test_values_out_of_range(changes, error, message):
+    with pytest.raises(error) as raised:
+        made(network(), **changes)
+    assert str(raised.value).startswith(message)
+
+
+def test_batch_norm_is_refused_when_the_engine_is_made():
+    with pytest.raises(UserError, match="batch normalisation mixes examples"):
+        made(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)))
+
+
+def test_other_batches_than_those_given_are_refused():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine = made(model)
+    engine.attach(optimizer)
+    with pytest.raises(UserError, match=r"loss of 15 examples in step: .*none is out"):
+        optimizer.step(loss=losses_of(model, torch.arange(15)))  # pyright: ignore
+    rows, last = next(engine.batches(4))
+    assert not last
+    with pytest.raises(UserError, match=r"not its last: virtual_step"):
+        optimizer.step(loss=losses_of(model, rows))  # pyright: ignore
+    with pytest.raises(UserError, match=r"the piece that batches\(\) gave is another"):
+        optimizer.virtual_step(loss=losses_of(model, rows[:-1]))  # pyright: ignore
+    with pytest.raises(UserError, match=r"expected one number an example, reduction='none'"):
+        optimizer.virtual_step(loss=losses_of(model, rows).mean())  # pyright: ignore
+    assert engine.steps_taken == 0
+
+
+def test_a_piece_left_out_is_noticed():
+    engine = made(network())
+    batches = engine.batches(4)
+    next(batches)
+    with pytest.raises(UserError, match="the piece before was not given"):
+        next(batches)
+
+
+def test_an_optimizer_of_other_parameters_is_refused():
+    engine = made(network())
+    for parameters in (list(engine.model.parameters())[:2], [*engine.model.parameters(), nn.Parameter(torch.ones(1))]):
+        with pytest.raises(UserError, match=r"^optimizer: does not hold exactly the model's trainable parameters"):
+            engine.attach(torch.optim.SGD(parameters, lr=0.1))
+    assert math.isfinite(engine.noise_multiplier)
