@@ -40,6 +40,16 @@ class Decision:
         return f"{self.layer or '(model)'} ({self.kind}): {'ghost norm' if self.ghost else 'per-example gradients'}"
 
 
+def everywhere(rule: Rule) -> bool:
+    """Norms without per-example gradients, always."""
+    return True
+
+
+def by_the_shapes(rule: Rule) -> bool:
+    """Norms without per-example gradients where that needs fewer numbers."""
+    return rule.prefers_ghost()
+
+
 def ghost_engine(
     model: nn.Module,
     loss: PerExampleLoss,
@@ -55,7 +65,7 @@ def ghost_engine(
     Raises:
         UserError: a layer of another kind, used twice, or one that cannot be private.
     """
-    return _clipped_sum(model, loss, x, y, max_grad_norm, clipping, lambda rule: True)
+    return _clipped_sum(model, loss, x, y, max_grad_norm, clipping, everywhere)
 
 
 def mixed_ghost_engine(
@@ -73,7 +83,7 @@ def mixed_ghost_engine(
     Raises:
         UserError: a layer of another kind, used twice, or one that cannot be private.
     """
-    return _clipped_sum(model, loss, x, y, max_grad_norm, clipping, Rule.prefers_ghost)
+    return _clipped_sum(model, loss, x, y, max_grad_norm, clipping, by_the_shapes)
 
 
 def decisions(model: nn.Module, loss: PerExampleLoss, x: Tensor, y: Tensor) -> list[Decision]:
@@ -112,7 +122,7 @@ def clip(
     *,
     max_grad_norm: float,
     clipping: Clipping = "flat",
-    use_ghost: Callable[[Rule], bool] = Rule.prefers_ghost,
+    use_ghost: Callable[[Rule], bool],
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Clipped gradient sums by parameter name, and norms ``(b,)`` before clipping in double precision."""
     squares = [rule.squared_norms(ghost=use_ghost(rule)).double() for _, rule in rules]

@@ -90,7 +90,8 @@ def without(values: Tensor, kept: Tensor) -> Tensor:
 
 def squared_norms_of(per_example: dict[str, Tensor]) -> Tensor:
     """``(b,)`` squared norms over all of a layer's parameters."""
-    return torch.stack([values.flatten(1).square().sum(1) for values in per_example.values()]).sum(0)
+    norms = [torch.linalg.vector_norm(values.flatten(1), dim=1) for values in per_example.values()]
+    return torch.stack(norms).square().sum(0)
 
 
 def weighted(per_example: dict[str, Tensor], factors: Tensor) -> dict[str, Tensor]:
@@ -218,7 +219,7 @@ class ConvolutionRule(MatrixRule):
         if ghost or not (self._is_plain and self.module.stride == (1, 1) and "weight" in self.trainable):
             return super().squared_norms(ghost=ghost)
         self._places = self._weight_gradients()
-        total = self._places.square().sum((0, 2, 3))
+        total = torch.linalg.vector_norm(self._places.flatten(2), dim=2).square().sum(0)
         if "bias" in self.trainable:
             self._biases = self.gradients.sum((2, 3))
             total = total + self._biases.square().sum(1)

@@ -26,9 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from scatterdp.engines.bookkeeping import Recorder, clip
+from scatterdp.engines.bookkeeping import Recorder, by_the_shapes, clip, everywhere
 from scatterdp.engines.clipping import Clipping
-from scatterdp.engines.rules import Rule
 from scatterdp.errors import ConfigError, UserError
 from scatterdp.privacy.accounting import Accountant
 from scatterdp.privacy.certificate import TRAINING
@@ -194,7 +193,7 @@ class PrivacyEngine:
                 f"({said}); the accounting holds for its batches only"
             )
         rules = self._recorder.rules(losses) if len(losses) else self._recorder.rules_of_nothing()
-        use_ghost = Rule.prefers_ghost if self.plan.engine == "mixed_ghost" else (lambda rule: True)
+        use_ghost = by_the_shapes if self.plan.engine == "mixed_ghost" else everywhere
         sums, _ = clip(
             rules, len(losses), max_grad_norm=self.plan.max_grad_norm, clipping=self.plan.clipping, use_ghost=use_ghost
         )

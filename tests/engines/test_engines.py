@@ -17,6 +17,7 @@ from scatterdp.engines import (
     decisions,
     loop_engine,
     per_example_gradients,
+    rules,
     without_batch_norm,
 )
 from scatterdp.engines.strategies import STRATEGIES
@@ -344,3 +345,21 @@ def test_what_opacus_gets_wrong_is_refused(name):
     model, x, y = batch_of(name)
     with pytest.raises(UserError, match=r"Opacus ignores its padding; take another engine$"):
         ENGINES["hooks"](model, cross_entropy, x, y, max_grad_norm=1.0)
+
+
+def test_the_mixed_engine_does_what_it_decides(monkeypatch):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(8), nn.Conv2d(8, 64, 2), nn.Flatten())
+    x, y = torch.randn(2, 3, 16, 16), torch.tensor([0, 1])
+    expected = [decision.ghost for decision in decisions(model, cross_entropy, x, y)]
+    done = []
+    squared_norms = rules.ConvolutionRule.squared_norms
+
+    def noted(rule: rules.ConvolutionRule, *, ghost: bool) -> Tensor:
+        done.append(ghost)
+        return squared_norms(rule, ghost=ghost)
+
+    monkeypatch.setattr(rules.ConvolutionRule, "squared_norms", noted)
+    ENGINES["mixed_ghost"](model, cross_entropy, x, y, max_grad_norm=1.0)
+    ENGINES["ghost"](model, cross_entropy, x, y, max_grad_norm=1.0)
+    assert done == [*expected, True, True]
+    assert sorted(expected) == [False, True]
