@@ -148,6 +148,8 @@ def _record(folder: RunFolder, plan: TrainingPlan, result: FitResult, seconds_ex
     folder.write_model("model.safetensors", weights, facts)
     folder.write_model("model_ema.safetensors", average, facts)
     folder.write_json("certificate.json", certificate)
+    title = f"{certificate['data']['name']}: {plan.head.replace('_', ' ')} head on {certificate['features']['extractor']} features"
+    plot_accuracy_and_epsilon(result.metrics, folder.path / "accuracy_epsilon.png", title=title, delta=plan.delta)
     folder.write_json(
         "summary.json",
         {
@@ -168,8 +170,6 @@ def _record(folder: RunFolder, plan: TrainingPlan, result: FitResult, seconds_ex
             "peak_memory_bytes": peak_memory_bytes(),
         },
     )
-    title = f"{certificate['data']['name']}: {plan.head.replace('_', ' ')} head on {certificate['features']['extractor']} features"
-    plot_accuracy_and_epsilon(result.metrics, folder.path / "accuracy_epsilon.png", title=title, delta=plan.delta)
     folder.finish()
 
 

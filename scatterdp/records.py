@@ -88,6 +88,7 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(f"resume={path}: not a run folder (no config.json in it)") from error
         if (path / "summary.json").exists():
+            cls(path).finish()  # a kill may have left the key behind
             raise ConfigError(f"resume={path}: this run is complete; start another with a new --run_dir")
         try:
             return cls(path), config.from_json(content.decode())

@@ -171,6 +171,7 @@ class _Writer:
             "versions": {name: _version(name) for name in ("scatterdp", "torch", "kymatio", "h5py")},
         }
         self.layout = Layout(attributes=attributes, labels={split: dataset.split(split)[1] for split in SPLITS})
+        self._disk_failed = False
         self.batch_size = batch_size or max(1, _BATCH_BYTES // self.layout.row_bytes)
 
     def run(self, progress: bool) -> None:
@@ -202,9 +203,17 @@ class _Writer:
                         if bar is not None:
                             bar.update(rows)
             finally:  # also after Ctrl-C or an error: keep what is complete
-                self._write_journal(file, done)
+                if not self._disk_failed:
+                    self._write_journal(file, done)
         self.ranks.wait()
         if self.ranks.rank == 0:
+            complete = journaled(self.path)
+            for split, place in places.items():
+                if rows := missing(complete[split], place.rows):
+                    raise CacheError(
+                        f"{self.partial}: {split} rows {rows[0][0]} to {rows[0][1] - 1} are missing; did all processes have the same "
+                        "data and flags? run the same command again"
+                    )
             os.replace(self.partial, self.path)
             sync_folder(self.path.parent)
             for journal in journal_paths(self.path):
@@ -267,6 +276,8 @@ class _Writer:
                     yield stored.popleft().result()
             while stored:
                 yield stored.popleft().result()
+            if syncing is not None:
+                syncing.result()
 
     def _batches(self, places: dict[Split, Place], complete: dict[Split, Intervals]) -> list[_Batch]:
         """What is missing, in pieces of whole chunks."""
@@ -356,7 +367,12 @@ class _Writer:
 
     def _write_journal(self, file: BinaryIO, done: dict[Split, Intervals]) -> None:
         """Say how far the rows are, after they have reached the disk."""
-        os.fsync(file.fileno())
+        try:
+            os.fsync(file.fileno())
+        except OSError:
+            # The system reports a failed write once: a second try would succeed and promise rows that are lost.
+            self._disk_failed = True
+            raise
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         write_journal(self.path, self.ranks.rank, done)

@@ -5,7 +5,7 @@ from scatterdp.engines.clipping import Clipping
 from scatterdp.engines.contract import ClippedSum, Engine, PerExampleLoss
 from scatterdp.engines.linear import linear_engine
 from scatterdp.engines.modules import check_private, without_batch_norm
-from scatterdp.engines.strategies import engine_of, per_example_gradients
+from scatterdp.engines.strategies import check_by_example, engine_of, per_example_gradients
 
 loop_engine = engine_of("loop")
 
@@ -26,6 +26,7 @@ __all__ = [
     "Decision",
     "Engine",
     "PerExampleLoss",
+    "check_by_example",
     "check_private",
     "decisions",
     "ghost_engine",

@@ -23,7 +23,14 @@ from torch import Tensor, nn
 
 from scatterdp.engines.clipping import Clipping, layer_factors
 from scatterdp.engines.contract import ClippedSum, PerExampleLoss
-from scatterdp.engines.modules import check_private, full_name, layers_of, own_parameters
+from scatterdp.engines.modules import (
+    check_private,
+    check_unchanged,
+    full_name,
+    layers_of,
+    own_parameters,
+    versions_of,
+)
 from scatterdp.engines.rules import RULES, Rule
 from scatterdp.errors import UserError
 
@@ -147,6 +154,17 @@ def backward(model: nn.Module, loss: PerExampleLoss, x: Tensor, y: Tensor) -> li
         return recorder.rules(losses)
 
 
+@dataclass(frozen=True)
+class _Call:
+    """One layer in one forward pass."""
+
+    module: Any
+    inputs: Tensor
+    input_version: int
+    edge: Any
+    output_shape: torch.Size
+
+
 class Recorder:
     """Notes every layer's inputs and outputs while a model computes; a context manager.
 
@@ -168,9 +186,19 @@ class Recorder:
                     f"module {name or kind.__name__!r} ({kind.__name__}): no rule for its per-example gradients (there are rules "
                     f"for {known}); take engine='vmap', or freeze it with requires_grad_(False)"
                 )
-        self._calls: dict[str, tuple[Any, Tensor, Tensor]] = {}
+            odd = [parameter for parameter, _ in own_parameters(module) if parameter not in ("weight", "bias")]
+            if odd or vars(module).get("forward") is not None:
+                raise UserError(
+                    f"module {name or kind.__name__!r} ({kind.__name__}): has {', '.join(odd) or 'a forward'} of its own; "
+                    "take engine='vmap'"
+                )
+        self._model = model
+        self._versions = versions_of(model)
+        self._calls: dict[str, _Call] = {}
         self._handles = [model.register_forward_pre_hook(self._begin)]
-        self._handles += [module.register_forward_hook(self._noting(name)) for name, module in self.layers]
+        self._handles += [
+            module.register_forward_hook(self._noting(name), with_kwargs=True) for name, module in self.layers
+        ]
 
     def __enter__(self) -> Self:
         return self
@@ -190,17 +218,24 @@ class Recorder:
         Raises:
             UserError: a layer whose first axis is not the examples'.
         """
-        outputs = [output for _, _, output in self._calls.values()]
-        gradients = torch.autograd.grad(losses, outputs, torch.ones_like(losses), allow_unused=True) if outputs else ()
+        check_unchanged(self._model, self._versions)
+        edges = [call.edge for call in self._calls.values()]
+        gradients = torch.autograd.grad(losses, edges, torch.ones_like(losses), allow_unused=True) if edges else ()
         found: dict[str, Rule] = {}
         with torch.no_grad():
-            for (name, (module, inputs, output)), gradient in zip(self._calls.items(), gradients, strict=True):
-                if len(output) != len(losses) or len(inputs) != len(losses):
+            for (name, call), gradient in zip(self._calls.items(), gradients, strict=True):
+                module, inputs = call.module, call.inputs
+                label = f"module {name!r} ({type(module).__name__})"
+                if len(inputs) != len(losses) or call.output_shape[:1] != losses.shape:
                     raise UserError(
-                        f"module {name!r} ({type(module).__name__}): has {len(inputs)} input and {len(output)} output rows for "
-                        f"{len(losses)} examples; the first axis must be the example's"
+                        f"{label}: has {len(inputs)} input and {call.output_shape[0]} output rows for {len(losses)} examples; "
+                        "the first axis must be the example's"
                     )
-                gradient = torch.zeros_like(output) if gradient is None else gradient.detach()
+                if inputs._version != call.input_version:
+                    raise UserError(f"{label}: its input is changed in place after it was read; take inplace=False")
+                gradient = (
+                    inputs.new_zeros(call.output_shape, dtype=losses.dtype) if gradient is None else gradient.detach()
+                )
                 found[name] = RULES[type(module)](module, inputs, gradient)
         self._calls = {}
         return [
@@ -213,15 +248,27 @@ class Recorder:
         return [(name, _Unused(module, torch.zeros(0), torch.zeros(0))) for name, module in self.layers]
 
     def _begin(self, *_: object) -> None:
-        self._calls = {}
+        self._calls, self._versions = {}, versions_of(self._model)
 
-    def _noting(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def _noting(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], None]:
+        def note(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
             if not torch.is_grad_enabled():
                 return
+            given = [*inputs, *named.values()]
+            if len(given) != 1:
+                raise UserError(
+                    f"module {name!r} ({type(module).__name__}): takes {len(given)} inputs; take engine='vmap'"
+                )
             if name in self._calls:
                 raise UserError(f"module {name!r} ({type(module).__name__}): is used twice; take engine='vmap'")
-            self._calls[name] = (module, inputs[0].detach(), output)
+            self._calls[name] = _Call(
+                module=module,
+                inputs=given[0].detach(),
+                input_version=given[0]._version,
+                # The edge, not the tensor: an activation in place would make the tensor another function's output.
+                edge=torch.autograd.graph.get_gradient_edge(output),
+                output_shape=output.shape,
+            )
 
         return note
 

@@ -40,6 +40,14 @@ def check_private(model: nn.Module) -> None:
             the module and the way out.
     """
     seen: dict[int, str] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and (
+            module.max_norm is not None or module.scale_grad_by_freq or module.sparse
+        ):
+            raise UserError(
+                f"module {name or 'Embedding'!r} (Embedding): max_norm changes weights by the examples' indices, scale_grad_by_freq mixes "
+                "examples, and sparse gradients have no per-example form; make it without them"
+            )
     for name, module in model.named_modules(remove_duplicate=False):
         label = f"module {name or type(model).__name__!r} ({type(module).__name__})"
         if isinstance(module, nn.modules.instancenorm._InstanceNorm):
@@ -58,6 +66,25 @@ def check_private(model: nn.Module) -> None:
                     "parameter of its own, or freeze it with requires_grad_(False)"
                 )
             seen[id(parameter)] = full
+
+
+def versions_of(model: nn.Module) -> dict[str, int]:
+    """A number for each parameter and buffer that grows when it is changed in place."""
+    return {name: value._version for name, value in (*model.named_parameters(), *model.named_buffers())}
+
+
+def check_unchanged(model: nn.Module, before: dict[str, int]) -> None:
+    """Refuse a model whose forward pass writes to its own state: what is written there comes from private data.
+
+    Raises:
+        UserError: names what has changed.
+    """
+    for name, version in versions_of(model).items():
+        if before.get(name) != version:
+            raise UserError(
+                f"{name}: the model's forward pass changes it, so private data would reach the model without noise; "
+                "switch that off (.eval(), track_running_stats=False), or remove it"
+            )
 
 
 def without_batch_norm(model: nn.Module, *, max_groups: int = 32) -> nn.Module:

@@ -90,7 +90,10 @@ def without(values: Tensor, kept: Tensor) -> Tensor:
 
 def squared_norms_of(per_example: dict[str, Tensor]) -> Tensor:
     """``(b,)`` squared norms over all of a layer's parameters."""
-    norms = [torch.linalg.vector_norm(values.flatten(1), dim=1) for values in per_example.values()]
+    norms = [
+        torch.linalg.vector_norm(values.flatten(1), dim=1, dtype=torch.promote_types(values.dtype, torch.float32))
+        for values in per_example.values()
+    ]
     return torch.stack(norms).square().sum(0)
 
 
@@ -103,6 +106,17 @@ def weighted(per_example: dict[str, Tensor], factors: Tensor) -> dict[str, Tenso
 
 
 _SMALLEST = 1e-30
+_ROUNDING = 5e-7  # eight times that of single precision
+
+
+def _safe_squares(products: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """Squared norms ``(b,)`` from above: what rounding of the weighted sum to single precision may add is added to the norm.
+
+    Where V nearly sums to zero over positions and U is nearly constant the gradient is a small difference of large products, computed
+    with an error in proportion to the products. The sum must stay within the bound for such an example too.
+    """
+    largest = u.flatten(1).square().sum(1).sqrt() * v.flatten(1).square().sum(1).sqrt()
+    return (products.clamp(min=0).sqrt() + _ROUNDING * largest).square()
 
 
 def _in_units(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,19 +159,16 @@ class MatrixRule(Rule):
         return gradients
 
     def ghost_squared_norms(self) -> Tensor:
-        u, v = self.layout()
-        # In units of the largest entry: squares of tiny output gradients must not vanish beside huge inputs.
-        u, unit_u = _in_units(u)
-        v, unit_v = _in_units(v)
+        u, v = (t.double() for t in self.layout())
         total = torch.zeros(len(u), dtype=torch.float64, device=u.device)
         if "weight" in self.trainable:
             if u.shape[3] == 1:
-                products = (u.square().sum((2, 3)) * v.square().sum((2, 3))).sum(1)
+                total += (u.square().sum((2, 3)) * v.square().sum((2, 3))).sum(1)
             else:
                 products = ((u.transpose(2, 3) @ u) * (v.transpose(2, 3) @ v)).sum((1, 2, 3))
-            total += products.clamp(min=0) * (unit_u * unit_v).square()  # clamp: a sum of squares up to rounding
+                total += _safe_squares(products, u, v)
         if "bias" in self.trainable:
-            total += v.sum(3).square().sum((1, 2)) * unit_v.square()
+            total += v.sum(3).square().sum((1, 2))
         return total
 
 
@@ -256,8 +267,7 @@ class ConvolutionRule(MatrixRule):
         if not (self._is_plain and "weight" in self.trainable):
             return super().ghost_squared_norms()
         module = self.module
-        a, unit_a = _in_units(padded(module, self.inputs))
-        v, unit_v = _in_units(self.gradients)
+        a, v = padded(module, self.inputs).double(), self.gradients.double()
         rows, columns = v.shape[2:]
         pixels, outputs = a.flatten(2), v.flatten(2)
         of_pixels = torch.bmm(pixels.transpose(1, 2), pixels).view(len(a), *a.shape[2:], *a.shape[2:])
@@ -271,9 +281,10 @@ class ConvolutionRule(MatrixRule):
             )
             of_patches += of_pixels[:, down, right, down, right]
         of_outputs = torch.bmm(outputs.transpose(1, 2), outputs)
-        total = (of_patches.flatten(1) * of_outputs.flatten(1)).sum(1).clamp(min=0) * (unit_a * unit_v).square()
+        patches = of_patches.view(len(a), rows * columns, -1).diagonal(dim1=1, dim2=2)  # ‖u‖² of each position
+        total = _safe_squares((of_patches.flatten(1) * of_outputs.flatten(1)).sum(1), patches.clamp(min=0).sqrt(), v)
         if "bias" in self.trainable:
-            total = total + outputs.sum(2).square().sum(1) * unit_v.square()
+            total = total + outputs.sum(2).square().sum(1)
         return total
 
     @property
@@ -390,8 +401,10 @@ class EmbeddingRule(Rule):
 
     def ghost_squared_norms(self) -> Tensor:
         indices, gradients = self._flat()
+        gradients = gradients.double()
         same = indices[:, :, None] == indices[:, None, :]
-        return ((gradients @ gradients.transpose(1, 2)) * same).sum((1, 2)).clamp(min=0)
+        products = ((gradients @ gradients.transpose(1, 2)) * same).sum((1, 2))
+        return _safe_squares(products, torch.ones_like(products)[:, None], gradients)
 
     def prefers_ghost(self) -> bool:
         return 2 * self.inputs[0].numel() ** 2 < self.module.weight.numel() if len(self.inputs) else True

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from scatterdp.engines import bookkeeping
 from scatterdp.engines.clipping import Clipping, check_bound, layer_factors
 from scatterdp.engines.contract import ClippedSum, Engine, PerExampleLoss
-from scatterdp.engines.modules import check_private, full_name, layers_of, own_parameters
+from scatterdp.engines.modules import check_private, check_unchanged, full_name, layers_of, own_parameters, versions_of
 from scatterdp.engines.rules import ConvolutionRule, padded, squared_norms_of, weighted, without
 from scatterdp.errors import UserError
 
@@ -150,7 +150,47 @@ def per_example_gradients(
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy={strategy!r}: expected one of {', '.join(STRATEGIES)}")
     check_private(model)
-    return STRATEGIES[strategy](model, loss, x, y)
+    before = versions_of(model)
+    gradients = STRATEGIES[strategy](model, loss, x, y)
+    check_unchanged(model, before)
+    return gradients
+
+
+def check_by_example(model: nn.Module, x: Tensor) -> None:
+    """Refuse a model whose per-example gradients, all at once, are not those of its examples one by one.
+
+    That finds what no list of layers can: operations that mix examples, and weights that are used outside their layer.
+
+    Args:
+        model: dropout is left out for the check.
+        x: two or more made-up inputs; never private ones, for the answer is not accounted.
+
+    Raises:
+        UserError: they differ.
+    """
+    dropouts = [
+        module for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd) and module.training
+    ]
+    for module in dropouts:
+        module.eval()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            weights = torch.randn(model(x[:1])[0].shape).to(x.device)
+            ours, alone = (
+                per_example_gradients(model, lambda o, _: (o * weights).flatten(1).sum(1), x, x, strategy=strategy)
+                for strategy in ("unfold", "loop")
+            )
+    finally:
+        for module in dropouts:
+            module.train()
+    for name, gradient in alone.items():
+        largest = max(gradient.abs().max().item(), 1e-6)
+        if not (ours[name] - gradient).abs().max().item() <= 1e-3 * largest:
+            raise UserError(
+                f"model: its per-example gradients are not those of its examples alone (seen at {name}): something mixes examples, or "
+                "a weight is used outside its layer; keep examples apart, or take engine='vmap'"
+            )
 
 
 def engine_of(strategy: str) -> Engine:

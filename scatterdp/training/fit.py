@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from scatterdp.cache import FeatureCache
-from scatterdp.engines import ENGINES
+from scatterdp.engines import ENGINES, check_by_example
 from scatterdp.errors import UserError
 from scatterdp.extractors.base import Extractor
 from scatterdp.heads import Head, make_classifier
@@ -88,6 +88,9 @@ def fit(
         metrics = list(resume.metrics)
     initial = int(key.words("initial weights", counter=0, count=1)[0] >> np.uint64(1))
     classifier = make_classifier(plan.head, features.output_shape, len(features.class_names), seed=initial)
+    if plan.engine != "linear":
+        made_up = torch.randn(2, int(np.prod(features.output_shape)), generator=torch.Generator().manual_seed(0))
+        check_by_example(classifier, made_up)
     head = Head(normalizer, classifier).to(device).eval()
     state = TrainingState.begin(head.classifier, plan)
     if resume is not None:
@@ -145,7 +148,9 @@ def fit(
         return plan.early_stop and _has_stalled([row["test_accuracy"] for row in metrics])
 
     save(state)
-    ledger.record(train(state, rows, plan, key=key, engine=ENGINES[plan.engine], after_epoch=after_epoch))
+    stopped = plan.early_stop and _has_stalled([row["test_accuracy"] for row in metrics])
+    engine = ENGINES[plan.engine]
+    ledger.record(train(state, rows, plan, key=key, engine=engine, after_epoch=after_epoch, stopped=stopped))
     return FitResult(
         head=head,
         average=state.average.average,
@@ -195,7 +200,7 @@ def context(
 
 def _has_stalled(accuracies: list[float]) -> bool:
     """Whether the best of these is more than five epochs old."""
-    return len(accuracies) - 1 - int(np.argmax(accuracies)) >= _PATIENCE
+    return bool(accuracies) and len(accuracies) - 1 - int(np.argmax(accuracies)) >= _PATIENCE
 
 
 def _epsilon_so_far(plan: TrainingPlan, step: int, total: float | None) -> float | None:

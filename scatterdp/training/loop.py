@@ -124,6 +124,7 @@ def train(
     key: RandomKey,
     engine: Engine,
     after_epoch: Callable[[TrainingState], bool | None] = lambda state: None,
+    stopped: bool = False,
 ) -> LedgerEntry:
     """Run the plan's remaining steps; returns what all its steps cost.
 
@@ -135,10 +136,11 @@ def train(
         engine: clips per example.
         after_epoch: called after every epoch's last step and after the last step; true ends the training. What is spent stays
             what the plan counts.
+        stopped: ``after_epoch`` has ended it already, before the checkpoint that this goes on from.
     """
     parameters = dict(state.model.named_parameters())
     selection = plan.selection()
-    while state.step < selection.steps:
+    while state.step < selection.steps and not stopped:
         gradients = private_gradient(state.model, rows, plan, step=state.step, key=key, engine=engine)
         for name, gradient in gradients.items():
             parameters[name].grad = gradient

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from scatterdp.engines import check_by_example
 from scatterdp.engines.bookkeeping import Recorder, by_the_shapes, clip, everywhere
 from scatterdp.engines.clipping import Clipping
 from scatterdp.errors import ConfigError, UserError
@@ -63,7 +64,7 @@ class PrivacyEngine:
     Raises:
         ConfigError: values out of range, or both or neither of ``target_epsilon`` and ``noise_multiplier``.
         BudgetError: no noise meets the target.
-        UserError: a layer that cannot be private; says which and the way out.
+        UserError: a layer that cannot be private; says which and the way out. At the first forward pass: a model that mixes examples.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class PrivacyEngine:
         self.plan = plan if target_epsilon is None else plan.calibrated(target_epsilon=target_epsilon)
         self.steps_taken = 0
         self._key = RandomKey.make(seed).bound_to(repr(self.plan))
+        self._check = model.register_forward_pre_hook(self._check_once)
         self._recorder = Recorder(model)
         self._sums: dict[str, Tensor] = {}
         self._expected: tuple[int, bool] | None = None  # rows of the piece that is out, and whether it is the last
@@ -175,7 +177,16 @@ class PrivacyEngine:
 
     def detach(self) -> None:
         """Take the hooks off the model."""
+        self._check.remove()
         self._recorder.close()
+
+    def _check_once(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Before the first batch, on made-up inputs of its shape: does the model keep examples apart?"""
+        self._check.remove()
+        if inputs and isinstance(inputs[0], Tensor) and inputs[0].is_floating_point():
+            shape = (2, *inputs[0].shape[1:])
+            made_up = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=inputs[0].dtype)
+            check_by_example(model, made_up.to(inputs[0].device))
 
     def _accumulate(self, losses: Tensor, *, last: bool) -> None:
         if losses.ndim != 1:

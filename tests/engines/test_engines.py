@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from scatterdp.engines import (
     ENGINES,
+    check_by_example,
     check_private,
     decisions,
     loop_engine,
@@ -363,3 +365,167 @@ def test_the_mixed_engine_does_what_it_decides(monkeypatch):
     ENGINES["ghost"](model, cross_entropy, x, y, max_grad_norm=1.0)
     assert done == [*expected, True, True]
     assert sorted(expected) == [False, True]
+
+
+# ---------------------------------------------------------------- where products cancel
+
+
+def cancelling() -> dict[str, tuple[nn.Module, Tensor]]:
+    """Gradients that are small differences of large products: nearly constant inputs, output gradients that sum to nearly nothing."""
+    torch.manual_seed(0)
+    deep = nn.Sequential(
+        nn.Conv2d(81, 64, 3), nn.GroupNorm(64, 64), nn.ReLU(), nn.Conv2d(64, 32, 3), nn.GroupNorm(32, 32), nn.ReLU(),
+        nn.Flatten(), nn.Linear(512, 10),
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in deep.parameters():
+            parameter.mul_(20)
+    only_first = copy.deepcopy(deep)
+    for parameter in list(only_first.parameters())[2:]:
+        parameter.requires_grad_(False)
+    flat = torch.rand(1, 81, 1, 1).expand(1, 81, 8, 8) + 1e-4 * torch.randn(1, 81, 8, 8)
+    white = torch.zeros(1, 3, 16, 16)
+    white[0, :, 7, 7] = 1.0
+    normed = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(8, 8), nn.ReLU(), nn.Flatten(), nn.Linear(2048, 10)
+    )
+    difference = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(4, 4), nn.Flatten(), nn.Linear(256, 10))
+    sequence = nn.Sequential(nn.Linear(20, 32), nn.LayerNorm(32), nn.Flatten(), nn.Linear(32 * 50, 10))
+    return {
+        "deep": (deep, flat),
+        "only the first layer": (only_first, flat),
+        "one white pixel": (normed, white + 5),
+        "one pixel's kernel": (difference, torch.full((1, 3, 8, 8), 3.0) + 1e-5 * torch.randn(1, 3, 8, 8)),
+        "constant sequence": (sequence, torch.full((1, 50, 20), 7.0)),
+    }
+
+
+@pytest.mark.parametrize("clipping", CLIPPINGS)
+@pytest.mark.parametrize("engine", [*GENERAL, "loop"])
+@pytest.mark.parametrize("name", cancelling())
+def test_the_bound_holds_where_products_cancel(engine, name, clipping):
+    model, x = cancelling()[name]
+    result = ENGINES[engine](model, cross_entropy, x, torch.tensor([3]), max_grad_norm=0.1, clipping=clipping)
+    assert math.sqrt(sum(g.double().square().sum().item() for g in result.gradients.values())) <= 0.1 * (1 + 1e-5)
+
+
+# ---------------------------------------------------------------- models that do not do what they seem to
+
+
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        h *= 2
+        return self.second(torch.relu_(h))
+
+
+@pytest.mark.parametrize("engine", sorted(set(GENERAL) - {"hooks"}))  # torch refuses Opacus' hooks there
+def test_activations_in_place(engine):
+    x, y = torch.randn(4, 5), torch.tensor([0, 1, 2, 3])
+    for model in (InPlace(), nn.Sequential(nn.Linear(5, 6), nn.ReLU(inplace=True), nn.Linear(6, 4))):
+        expected = loop_engine(model, cross_entropy, x, y, max_grad_norm=0.3)
+        assert_same(ENGINES[engine](model, cross_entropy, x, y, max_grad_norm=0.3), expected)
+
+
+@pytest.mark.parametrize("engine", ["ghost", "mixed_ghost", "crb"])
+def test_an_input_that_is_overwritten_is_refused(engine):
+    class Overwrites(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(5, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = x * 1.0
+            out = self.layer(h.detach())
+            h.zero_()
+            return out
+
+    class Shares(Overwrites):
+        def forward(self, x: Tensor) -> Tensor:
+            h = x * 1.0
+            out = torch.tanh(self.layer(h))
+            with torch.no_grad():
+                h.zero_()
+            return out
+
+    with pytest.raises((UserError, RuntimeError), match="in place"):
+        ENGINES[engine](Shares(), cross_entropy, torch.randn(3, 5), torch.tensor([0, 1, 2]), max_grad_norm=1.0)
+
+
+class Remembers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 4)
+        self.register_buffer("seen", torch.zeros(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += x.detach().mean(0)
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("engine", [*sorted(set(GENERAL) - {"vmap", "hooks"}), "loop"])
+def test_a_model_that_writes_what_it_sees_into_itself_is_refused(engine):
+    with pytest.raises(
+        UserError, match=r"^seen: the model's forward pass changes it, so private data would reach the model"
+    ):
+        ENGINES[engine](Remembers(), cross_entropy, torch.randn(3, 5), torch.tensor([0, 1, 2]), max_grad_norm=1.0)
+
+
+@pytest.mark.parametrize("engine", [*GENERAL, "loop"])
+@pytest.mark.parametrize("option", [{"max_norm": 1.0}, {"scale_grad_by_freq": True}, {"sparse": True}])
+def test_embeddings_that_mix_examples_are_refused(engine, option):
+    model, x = nn.Embedding(9, 4, **option), torch.randint(0, 9, (3, 2))
+    with pytest.raises(UserError, match=r"^module 'Embedding' \(Embedding\): max_norm changes weights"):
+        ENGINES[engine](model, cross_entropy, x, torch.tensor([0, 1, 2]), max_grad_norm=1.0)
+
+
+@pytest.mark.parametrize("engine", ["ghost", "mixed_ghost", "crb"])
+def test_parameters_beside_weight_and_bias_are_refused(engine):
+    layer = nn.Linear(5, 4)
+    layer.register_parameter("extra", nn.Parameter(torch.ones(4)))
+    with pytest.raises(UserError, match=r"^module 'Linear' \(Linear\): has extra of its own; take engine='vmap'$"):
+        ENGINES[engine](layer, cross_entropy, torch.randn(3, 5), torch.tensor([0, 1, 2]), max_grad_norm=1.0)
+
+
+@pytest.mark.parametrize("engine", sorted(set(GENERAL) - {"hooks"}))
+def test_half_precision_gradients_keep_the_bound(engine):
+    model = nn.Linear(2000, 500).half()
+    x, y = torch.full((1, 2000), 0.004).half(), torch.tensor([1])
+    result = ENGINES[engine](model, cross_entropy, x, y, max_grad_norm=0.05)
+    assert math.sqrt(sum(g.double().square().sum().item() for g in result.gradients.values())) <= 0.05 * (1 + 1e-2)
+
+
+class Mixes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Linear(5, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x)
+        return self.last(h - h.mean(0))
+
+
+class Hides(Mixes):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(
+            torch.tanh(F.linear(self.layer(x), self.layer.weight.new_ones(6, 6)) + x @ self.layer.weight.t())
+        )
+
+
+@pytest.mark.parametrize(
+    "model", [Mixes(), Hides(), nn.Sequential(nn.Linear(5, 6), nn.Softmax(0), nn.Linear(6, 4))], ids=repr
+)
+def test_models_that_mix_examples_or_hide_a_weights_use_are_found_out(model):
+    with pytest.raises(UserError, match=r"^model: its per-example gradients are not those of its examples alone"):
+        check_by_example(model, torch.randn(3, 5))
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if "batch norm" not in name])
+def test_models_that_keep_examples_apart_pass(name):
+    model, x, _ = batch_of(name)
+    check_by_example(model, torch.randn_like(x))
+    check_by_example(nn.Sequential(model, nn.Dropout(0.5)), torch.randn_like(x))

@@ -93,8 +93,6 @@ def test_noise_is_added_once_a_step_whatever_the_number_of_pieces(physical):
         model, batch_size=15, sample_size=N, epochs=1, max_grad_norm=bound, noise_multiplier=sigma, seed=None
     )
     engine.attach(optimizer)
-    clean = PrivacyEngine(model, batch_size=15, sample_size=N, epochs=1, max_grad_norm=bound, noise_multiplier=1e-9)
-    clean.detach()
     before = model.weight.detach().clone()
     for rows, last in engine.batches(physical):
         loss = F.cross_entropy(model(X[rows].flatten(1)), Y[rows], reduction="none")
