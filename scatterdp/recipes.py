@@ -30,7 +30,7 @@ class Recipe:
 
 #: What the command line fills in when it solves for the noise.
 RECIPES: dict[str, Recipe] = {
-    "mnist": Recipe(batch_size=8192, lr=6, epochs=80, input_norm="BN"),
+    "mnist": Recipe(batch_size=16384, lr=12, epochs=100, input_norm="BN", bn_noise_multiplier=16),
     "fmnist": Recipe(batch_size=16384, lr=16, epochs=100, input_norm="GroupNorm"),
     "cifar10": Recipe(batch_size=8192, lr=4, epochs=60, input_norm="BN", mirror=True),
     "digits": Recipe(batch_size=512, lr=4, epochs=30, input_norm="GroupNorm"),
