@@ -1100,3 +1100,23 @@ def test_missing_rows_are_those_in_no_interval(rows, data):
     assert {row for first, stop in journal.missing(whole, rows) for row in range(first, stop)} == set(
         range(rows)
     ) - covered
+
+
+@pytest.mark.parametrize(("free", "expected"), [(80 << 30, 128 << 20), (1 << 30, 32 << 20), (1 << 20, 32 << 10)])
+def test_a_devices_batches_go_by_its_free_memory(monkeypatch, free, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 2 * free))
+    assert extraction._batch_bytes() == expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_device_writes_the_file_that_a_cpu_does(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (70, 16, 16), dtype=np.uint8)
+    dataset = Dataset(name="made", class_names=("a", "b"), x_train=images[:50], y_train=np.arange(50) % 2,
+                      x_test=images[50:], y_test=np.arange(20) % 2)  # fmt: skip
+    for device in ("cpu", "cuda"):
+        extractor = make_extractor("scatternet", (1, 16, 16)).to(device)
+        extract_features(dataset, extractor, features_dir=tmp_path / device).close()
+    (ours,), (expected,) = ((tmp_path / device).glob("*.h5") for device in ("cuda", "cpu"))
+    with FeatureCache(ours) as a, FeatureCache(expected) as b:
+        np.testing.assert_allclose(a.read("train", range(50)), b.read("train", range(50)), atol=1e-5)

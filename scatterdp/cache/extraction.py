@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _BATCH_BYTES = 32 << 20  # features of one batch: enough work for every thread, little memory
+_DEVICE_BATCH_BYTES = 128 << 20  # the same on a CUDA device, which needs more work at once
+_MAPS_AT_A_TIME = 32  # bytes of the device per byte of features: a guess from above; too high a batch is halved
 _BEHIND = 2  # batches that may wait to be stored
 _JOURNAL_SECONDS = 0.5  # what a kill may cost; syncing the disk after every chunk would slow fast extractors
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -172,7 +174,7 @@ class _Writer:
         }
         self.layout = Layout(attributes=attributes, labels={split: dataset.split(split)[1] for split in SPLITS})
         self._disk_failed = False
-        self.batch_size = batch_size or max(1, _BATCH_BYTES // self.layout.row_bytes)
+        self.batch_size = batch_size or max(1, _batch_bytes() // self.layout.row_bytes)
 
     def run(self, progress: bool) -> None:
         if self.ranks.rank == 0 and not self._can_go_on():
@@ -376,6 +378,16 @@ class _Writer:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         write_journal(self.path, self.ranks.rank, done)
+
+
+def _batch_bytes() -> int:
+    """Features of one batch: no more than a part of what a CUDA device has free, for it keeps many maps of each at a time."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return _BATCH_BYTES
+    free, _ = torch.cuda.mem_get_info()
+    return min(_DEVICE_BATCH_BYTES, free // _MAPS_AT_A_TIME)
 
 
 def _cast(values: np.ndarray, dtype: str) -> np.ndarray:
