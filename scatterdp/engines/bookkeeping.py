@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from scatterdp.engines.clipping import Clipping, layer_factors
-from scatterdp.engines.contract import ClippedSum, PerExampleLoss
+from scatterdp.engines.contract import ClippedSum, Engine, PerExampleLoss
 from scatterdp.engines.modules import (
     check_private,
     check_unchanged,
@@ -37,7 +37,7 @@ from scatterdp.errors import UserError
 
 @dataclass(frozen=True)
 class Decision:
-    """How one layer's norms are computed, and the numbers a choice is made from: printable."""
+    """How one layer's norms are computed; printable."""
 
     layer: str
     kind: str
@@ -52,45 +52,14 @@ def everywhere(rule: Rule) -> bool:
     return True
 
 
+def nowhere(rule: Rule) -> bool:
+    """Norms of the per-example gradients."""
+    return False
+
+
 def by_the_shapes(rule: Rule) -> bool:
     """Norms without per-example gradients where that needs fewer numbers."""
     return rule.prefers_ghost()
-
-
-def ghost_engine(
-    model: nn.Module,
-    loss: PerExampleLoss,
-    x: Tensor,
-    y: Tensor,
-    *,
-    max_grad_norm: float,
-    clipping: Clipping = "flat",
-    squared_norms: Tensor | None = None,
-) -> ClippedSum:
-    """The engine contract for the layers of :data:`scatterdp.engines.rules.RULES`; ``squared_norms`` is ignored.
-
-    Raises:
-        UserError: a layer of another kind, used twice, or one that cannot be private.
-    """
-    return _clipped_sum(model, loss, x, y, max_grad_norm, clipping, everywhere)
-
-
-def mixed_ghost_engine(
-    model: nn.Module,
-    loss: PerExampleLoss,
-    x: Tensor,
-    y: Tensor,
-    *,
-    max_grad_norm: float,
-    clipping: Clipping = "flat",
-    squared_norms: Tensor | None = None,
-) -> ClippedSum:
-    """The engine contract for the layers of :data:`scatterdp.engines.rules.RULES`; ``squared_norms`` is ignored.
-
-    Raises:
-        UserError: a layer of another kind, used twice, or one that cannot be private.
-    """
-    return _clipped_sum(model, loss, x, y, max_grad_norm, clipping, by_the_shapes)
 
 
 def decisions(model: nn.Module, loss: PerExampleLoss, x: Tensor, y: Tensor) -> list[Decision]:
@@ -109,18 +78,27 @@ def per_example_gradients(model: nn.Module, loss: PerExampleLoss, x: Tensor, y: 
     }
 
 
-def _clipped_sum(
-    model: nn.Module,
-    loss: PerExampleLoss,
-    x: Tensor,
-    y: Tensor,
-    max_grad_norm: float,
-    clipping: Clipping,
-    use_ghost: Callable[[Rule], bool],
-) -> ClippedSum:
-    rules = backward(model, loss, x, y)
-    sums, norms = clip(rules, len(x), max_grad_norm=max_grad_norm, clipping=clipping, use_ghost=use_ghost)
-    return ClippedSum(sums, norms.to(x.device, x.dtype if x.is_floating_point() else torch.float32))
+def engine_on(rules_of: Callable[..., list[tuple[str, Rule]]], use_ghost: Callable[[Rule], bool]) -> Engine:
+    """The engine contract by the rules of ``rules_of(model, loss, x, y)``; ``squared_norms`` is ignored.
+
+    The engine raises UserError for a layer of another kind, used twice, or one that cannot be private.
+    """
+
+    def engine(
+        model: nn.Module,
+        loss: PerExampleLoss,
+        x: Tensor,
+        y: Tensor,
+        *,
+        max_grad_norm: float,
+        clipping: Clipping = "flat",
+        squared_norms: Tensor | None = None,
+    ) -> ClippedSum:
+        rules = rules_of(model, loss, x, y)
+        sums, norms = clip(rules, len(x), max_grad_norm=max_grad_norm, clipping=clipping, use_ghost=use_ghost)
+        return ClippedSum(sums, norms.to(x.device, x.dtype if x.is_floating_point() else torch.float32))
+
+    return engine
 
 
 def clip(
@@ -128,7 +106,7 @@ def clip(
     examples: int,
     *,
     max_grad_norm: float,
-    clipping: Clipping = "flat",
+    clipping: Clipping,
     use_ghost: Callable[[Rule], bool],
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Clipped gradient sums by parameter name, and norms ``(b,)`` before clipping in double precision."""
@@ -284,3 +262,7 @@ class _Unused(Rule):
 
     def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
         return {name: torch.zeros_like(p) for name, p in own_parameters(self.module)}
+
+
+ghost_engine = engine_on(backward, everywhere)
+mixed_ghost_engine = engine_on(backward, by_the_shapes)

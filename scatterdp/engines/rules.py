@@ -133,6 +133,27 @@ def _times(values: Tensor, factors: Tensor) -> Tensor:
     return values * units.to(values.dtype).view(-1, *[1] * (values.ndim - 1))
 
 
+class Known(Rule):
+    """A layer whose per-example gradients are there already, by whatever way.
+
+    Args:
+        module: the layer.
+        gradients: ``(b, *shape)`` by the parameter's name in the module.
+    """
+
+    def __init__(self, module: Any, gradients: dict[str, Tensor]) -> None:
+        first = next(iter(gradients.values()))
+        nothing = first.new_zeros(len(first))
+        super().__init__(module, nothing, nothing)
+        self._given = gradients
+
+    def per_example(self) -> dict[str, Tensor]:
+        return self._given
+
+    def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
+        return weighted(self._given, factors)
+
+
 class MatrixRule(Rule):
     """A layer that is a matrix product: subclasses say how inputs and output gradients are laid out."""
 

@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scatterdp.engines import bookkeeping
-from scatterdp.engines.clipping import Clipping, check_bound, layer_factors
-from scatterdp.engines.contract import ClippedSum, Engine, PerExampleLoss
+from scatterdp.engines.contract import Engine, PerExampleLoss
 from scatterdp.engines.modules import check_private, check_unchanged, full_name, layers_of, own_parameters, versions_of
-from scatterdp.engines.rules import ConvolutionRule, padded, squared_norms_of, weighted, without
+from scatterdp.engines.rules import ConvolutionRule, Known, Rule, padded
 from scatterdp.errors import UserError
 
 Strategy = Callable[[nn.Module, PerExampleLoss, Tensor, Tensor], dict[str, Tensor]]
@@ -196,33 +195,11 @@ def check_by_example(model: nn.Module, x: Tensor) -> None:
 def engine_of(strategy: str) -> Engine:
     """The engine that computes per-example gradients by a strategy and clips them."""
 
-    def engine(
-        model: nn.Module,
-        loss: PerExampleLoss,
-        x: Tensor,
-        y: Tensor,
-        *,
-        max_grad_norm: float,
-        clipping: Clipping = "flat",
-        squared_norms: Tensor | None = None,
-    ) -> ClippedSum:
-        check_bound(max_grad_norm)
+    def rules_of(model: nn.Module, loss: PerExampleLoss, x: Tensor, y: Tensor) -> list[tuple[str, Rule]]:
         gradients = per_example_gradients(model, loss, x, y, strategy=strategy)
-        layers = [
-            {full_name(name, p): gradients[full_name(name, p)] for p, _ in own_parameters(module)}
+        return [
+            (name, Known(module, {p: gradients[full_name(name, p)] for p, _ in own_parameters(module)}))
             for name, module in layers_of(model)
         ]
-        squares = [squared_norms_of(layer) for layer in layers]
-        stacked = torch.stack(squares) if squares else torch.zeros(0, len(x), device=x.device)
-        factors, norms = layer_factors(stacked, max_grad_norm, clipping)
-        finite = norms.isfinite()
-        sums: dict[str, Tensor] = {}
-        for layer, layer_factor in zip(layers, factors, strict=True):
-            if not finite.all():  # 0 · NaN is NaN
-                layer = {name: without(values, finite) for name, values in layer.items()}
-            sums |= weighted(layer, layer_factor)
-        return ClippedSum(sums, norms.to(stacked.dtype))
 
-    engine.__name__ = f"{strategy}_engine"
-    engine.__doc__ = f"The engine contract by :func:`{strategy}`. ``squared_norms`` is ignored."
-    return engine
+    return bookkeeping.engine_on(rules_of, bookkeeping.nowhere)
