@@ -107,16 +107,44 @@ def weighted(per_example: dict[str, Tensor], factors: Tensor) -> dict[str, Tenso
 
 _SMALLEST = 1e-30
 _ROUNDING = 5e-7  # eight times that of single precision
+_CANCELLED = 0.012  # of the product of norms: below it inner products need double precision
+_PRODUCT_ROUNDING = 2e-7  # what single precision may take from an inner product of Gram matrices, of the product of norms
+_SQUARES = (1e-20, 1e20)  # sums of squares that single precision computes without under- or overflow of what counts
+_CACHED_NUMBERS = 1 << 22  # in work at once, to stay in a core's cache; by measurement
 
 
-def _safe_squares(products: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """Squared norms ``(b,)`` from above: what rounding of the weighted sum to single precision may add is added to the norm.
+def _squares_of_products(
+    inner_products: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]], u: Tensor, v: Tensor, numbers: int
+) -> Tensor:
+    """Squared norms ``(b,)`` from above, in double precision, of gradients known by inner products of what they are made of.
 
-    Where V nearly sums to zero over positions and U is nearly constant the gradient is a small difference of large products, computed
-    with an error in proportion to the products. The sum must stay within the bound for such an example too.
+    Where V nearly sums to zero over positions and U is nearly constant the gradient is a small difference of large products. Single
+    precision will do where it is not: rows where products cancel are computed again in double precision. And what rounding of the
+    weighted sum to single precision may add is added to the norm, for the sum must stay within the bound for every example.
+
+    Args:
+        inner_products: of some examples' ``(u, v)``: ‖V Uᵀ‖², ‖U‖² and ‖V‖², each ``(b,)``.
+        u, v: ``(b, …)``.
+        numbers: that the inner products of one example need, to choose how many examples are in work at once.
     """
-    largest = u.flatten(1).square().sum(1).sqrt() * v.flatten(1).square().sum(1).sqrt()
-    return (products.clamp(min=0).sqrt() + _ROUNDING * largest).square()
+    size = max(1, _CACHED_NUMBERS // numbers)
+    pieces = [inner_products(*piece) for piece in zip(u.split(size), v.split(size), strict=True)]
+    products, *squares = (torch.cat(column).double() for column in zip(*pieces, strict=True))
+    largest = squares[0] * squares[1]
+    products += _PRODUCT_ROUNDING * largest
+    precise = products > _CANCELLED * largest  # false for NaN
+    for square in squares:
+        precise &= (square > _SQUARES[0]) & (square < _SQUARES[1])
+    if v.dtype != torch.float64 and not precise.all():
+        for rows in (~precise).nonzero()[:, 0].split(size):
+            products[rows], *squares = inner_products(u[rows].double(), v[rows].double())
+            largest[rows] = squares[0] * squares[1]
+    return _from_above(products, largest)
+
+
+def _from_above(squares: Tensor, largest: Tensor) -> Tensor:
+    """Squared norms ``(b,)`` with what rounding in proportion to ``largest`` may add."""
+    return (squares.clamp(min=0).sqrt() + _ROUNDING * largest.sqrt()).square()
 
 
 def _in_units(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,17 +208,22 @@ class MatrixRule(Rule):
         return gradients
 
     def ghost_squared_norms(self) -> Tensor:
-        u, v = (t.double() for t in self.layout())
+        u, v = self.layout()
         total = torch.zeros(len(u), dtype=torch.float64, device=u.device)
         if "weight" in self.trainable:
             if u.shape[3] == 1:
-                total += (u.square().sum((2, 3)) * v.square().sum((2, 3))).sum(1)
+                total += (u.double().square().sum((2, 3)) * v.double().square().sum((2, 3))).sum(1)
             else:
-                products = ((u.transpose(2, 3) @ u) * (v.transpose(2, 3) @ v)).sum((1, 2, 3))
-                total += _safe_squares(products, u, v)
+                total += _squares_of_products(_products, u, v, u[0].numel() + 2 * u.shape[1] * u.shape[3] ** 2)
         if "bias" in self.trainable:
-            total += v.sum(3).square().sum((1, 2))
+            total += v.sum(3, dtype=torch.float64).square().sum((1, 2))
         return total
+
+
+def _products(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The inner products of the Gram matrices of U and V ``(b, G, ·, T)``, ‖U‖² and ‖V‖², each ``(b,)``."""
+    products = ((u.transpose(2, 3) @ u) * (v.transpose(2, 3) @ v)).sum((1, 2, 3))
+    return products, u.square().sum((1, 2, 3)), v.square().sum((1, 2, 3))
 
 
 class LinearRule(MatrixRule):
@@ -287,26 +320,44 @@ class ConvolutionRule(MatrixRule):
     def ghost_squared_norms(self) -> Tensor:
         if not (self._is_plain and "weight" in self.trainable):
             return super().ghost_squared_norms()
-        module = self.module
-        a, v = padded(module, self.inputs).double(), self.gradients.double()
-        rows, columns = v.shape[2:]
-        pixels, outputs = a.flatten(2), v.flatten(2)
-        of_pixels = torch.bmm(pixels.transpose(1, 2), pixels).view(len(a), *a.shape[2:], *a.shape[2:])
-        of_patches = torch.zeros(len(a), rows, columns, rows, columns, dtype=a.dtype, device=a.device)
-        for y, x in product(*(range(k) for k in module.kernel_size)):
-            down, right = (
-                slice(place * dilation, place * dilation + (count - 1) * stride + 1, stride)
-                for place, dilation, count, stride in zip(
-                    (y, x), module.dilation, (rows, columns), module.stride, strict=True
-                )
-            )
-            of_patches += of_pixels[:, down, right, down, right]
-        of_outputs = torch.bmm(outputs.transpose(1, 2), outputs)
-        patches = of_patches.view(len(a), rows * columns, -1).diagonal(dim1=1, dim2=2)  # ‖u‖² of each position
-        total = _safe_squares((of_patches.flatten(1) * of_outputs.flatten(1)).sum(1), patches.clamp(min=0).sqrt(), v)
+        total = _squares_of_products(self._products, self.inputs, self.gradients, self._numbers_of_example)
         if "bias" in self.trainable:
-            total = total + outputs.sum(2).square().sum(1)
+            total = total + self.gradients.flatten(2).sum(2, dtype=torch.float64).square().sum(1)
         return total
+
+    @property
+    def _numbers_of_example(self) -> int:
+        pixels, positions = self.inputs[0].numel(), self.gradients[0, 0].numel()
+        return pixels + (pixels // self.inputs.shape[1]) ** 2 + 2 * positions**2
+
+    def _products(self, inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The inner products of Gram matrices of patches and of output gradients, ‖U‖² and ‖V‖², each ``(b,)``."""
+        a, padding = with_zeros_to_add(self.module, inputs)
+        pixels, outputs = a.flatten(2), gradients.flatten(2)
+        products = torch.bmm(pixels.transpose(1, 2), pixels).view(len(a), *a.shape[2:], *a.shape[2:])
+        # Patches' inner products: pixels' at the same place of both kernels, summed over the kernel's rows, then its columns.
+        for axis in (0, 1):
+            products = self._sum_over_kernel(products, axis, a.shape[2 + axis], padding[axis], gradients.shape[2 + axis])
+        of_patches = products.reshape(len(a), outputs.shape[2], outputs.shape[2])
+        of_outputs = torch.bmm(outputs.transpose(1, 2), outputs)
+        of_each, of_each_output = (gram.diagonal(dim1=1, dim2=2).clamp(min=0) for gram in (of_patches, of_outputs))
+        return (of_patches * of_outputs).sum((1, 2)), of_each.sum(1), of_each_output.sum(1)
+
+    def _sum_over_kernel(self, products: Tensor, axis: int, size: int, padding: int, positions: int) -> Tensor:
+        """Inner products ``(b, …, size, …, size, …)`` of inputs along an axis to those of positions."""
+        stride, dilation = self.module.stride[axis], self.module.dilation[axis]
+        shape = list(products.shape)
+        shape[1 + axis] = shape[3 + axis] = positions
+        result = products.new_zeros(shape)
+        before = (slice(None),) * (1 + axis)
+        for start in (place * dilation - padding for place in range(self.module.kernel_size[axis])):
+            first = max(0, -(start // stride))  # the first and last position whose input is there, not a zero of the padding
+            last = min(positions - 1, (size - 1 - start) // stride)
+            if first <= last:
+                there = slice(first, last + 1)
+                read = slice(start + first * stride, start + last * stride + 1, stride)
+                result[(*before, there, slice(None), there)] += products[(*before, read, slice(None), read)]
+        return result
 
     @property
     def _inputs_of_group(self) -> int:
@@ -321,23 +372,30 @@ class ConvolutionRule(MatrixRule):
         v = _times(self.gradients, factors)
         sums: dict[str, Tensor] = {}
         if "weight" in self.trainable:
-            dimensions = len(module.kernel_size)
+            a, padding = with_zeros_to_add(module, self.inputs)
             sums["weight"] = torch.ops.aten.convolution_backward(
                 v.contiguous(),
-                padded(module, self.inputs).contiguous(),
+                a.contiguous(),
                 module.weight.detach(),
                 None,
                 module.stride,
-                (0,) * dimensions,
+                padding,
                 module.dilation,
                 False,
-                (0,) * dimensions,
+                (0,) * len(padding),
                 module.groups,
                 (False, True, False),
             )[1]
         if "bias" in self.trainable:
             sums["bias"] = v.flatten(2).sum((0, 2))
         return sums
+
+
+def with_zeros_to_add(module: Any, inputs: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """A convolution's inputs, and by how many zeros a side they are still to be padded."""
+    if isinstance(module.padding, str) or module.padding_mode != "zeros":
+        return padded(module, inputs), (0,) * len(module.kernel_size)
+    return inputs, module.padding
 
 
 def padded(module: Any, inputs: Tensor) -> Tensor:
@@ -425,7 +483,7 @@ class EmbeddingRule(Rule):
         gradients = gradients.double()
         same = indices[:, :, None] == indices[:, None, :]
         products = ((gradients @ gradients.transpose(1, 2)) * same).sum((1, 2))
-        return _safe_squares(products, torch.ones_like(products)[:, None], gradients)
+        return _from_above(products, gradients.square().sum((1, 2)))
 
     def prefers_ghost(self) -> bool:
         return 2 * self.inputs[0].numel() ** 2 < self.module.weight.numel() if len(self.inputs) else True
