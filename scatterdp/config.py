@@ -182,6 +182,8 @@ class CnnsConfig(BaselinesConfig):
     """Stop when test accuracy has not risen for five epochs. ε stays that of the whole plan."""
     schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
     """Of the learning rate."""
+    augmentation_multiplicity: int = 1
+    """With augment: K augmented copies of each example share one clipped gradient (K times the work, no privacy cost)."""
     clipping: Literal["flat", "per_layer", "automatic"] = "flat"
     """How each example's gradient is bounded; the sensitivity is max_grad_norm for all."""
     engine: Literal["mixed_ghost", "ghost", "crb", "vmap", "hooks", "loop"] = "mixed_ghost"
@@ -193,6 +195,14 @@ class CnnsConfig(BaselinesConfig):
             raise ConfigError("optim=LR: is logistic regression; python -m scatterdp.baselines has it")
         if self.arch != "cnn" and (self.use_scattering or self.size != "None"):
             raise ConfigError(f"arch={self.arch}: has one size and takes pixels; leave use_scattering and size out")
+        if self.augmentation_multiplicity < 1:
+            raise ConfigError(
+                f"augmentation_multiplicity={self.augmentation_multiplicity}: expected a whole number ≥ 1"
+            )
+        if self.augmentation_multiplicity > 1 and not self.augment:
+            raise ConfigError(
+                f"augmentation_multiplicity={self.augmentation_multiplicity}: copies would all be the same; give --augment too"
+            )
         if self.mirror and not self.use_scattering:
             raise ConfigError("mirror=True: folds ScatterNet features; give --use_scattering too")
 
@@ -216,4 +226,4 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "engine": ("mixed_ghost", "ghost", "crb", "vmap", "hooks", "loop"),
 }
 _NUMBERS = ("batch_size", "mini_batch_size", "lr", "momentum", "noise_multiplier", "max_grad_norm", "epochs", "num_groups",
-            "bn_noise_multiplier", "max_epsilon", "target_epsilon", "target_delta", "seed")  # fmt: skip
+            "bn_noise_multiplier", "max_epsilon", "target_epsilon", "target_delta", "seed", "augmentation_multiplicity")  # fmt: skip

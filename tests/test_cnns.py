@@ -51,6 +51,8 @@ def test_the_published_commands_spend_the_published_budget(command):
         ({"arch": "resnet20", "size": "small"}, "arch=resnet20: has one size and takes pixels"),
         ({"mirror": True}, "mirror=True: folds ScatterNet features"),
         ({"batch_size": 0}, "batch_size=0: expected"),
+        ({"augmentation_multiplicity": 0, "augment": True}, "augmentation_multiplicity=0: expected a whole number ≥ 1"),
+        ({"augmentation_multiplicity": 4}, "augmentation_multiplicity=4: copies would all be the same; give --augment"),
     ],
 )
 def test_flags_that_do_not_fit(flags, message):
@@ -91,6 +93,23 @@ def test_a_run_leaves_what_the_linear_one_does(arguments, capsys):
     assert "test accuracy" in capsys.readouterr().out
     assert cnns.main([*arguments, "--run_dir=again"]) == 0
     assert Path("again/model.safetensors").read_bytes() == Path("run/model.safetensors").read_bytes()
+
+
+def test_copies_of_an_example_share_one_clipped_gradient(arguments, monkeypatch):
+    seen: list[tuple[int, int]] = []
+    engine = fit_module.ENGINES["mixed_ghost"]
+
+    def notes(model, loss, x, y, **options):
+        seen.append((len(x), options["copies"]))
+        return engine(model, loss, x, y, **options)
+
+    monkeypatch.setitem(fit_module.ENGINES, "mixed_ghost", notes)
+    flags = [*arguments, "--augment", "--augmentation_multiplicity=3", "--epochs=1"]
+    assert cnns.main([*flags, "--run_dir=three", "--mini_batch_size=90"]) == 0
+    assert all(rows % 3 == 0 and rows <= 90 and copies == 3 for rows, copies in seen)
+    assert summary("three")["plan"]["augmentation_multiplicity"] == 3
+    assert cnns.main([*arguments, "--augment", "--epochs=1", "--run_dir=one"]) == 0
+    assert summary("one")["epsilon"] == summary("three")["epsilon"]
 
 
 def test_an_interrupted_run_ends_as_if_nothing_had_happened(arguments, monkeypatch, capsys):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from scatterdp.engines.clipping import Clipping, layer_factors
-from scatterdp.engines.contract import ClippedSum, Engine, PerExampleLoss
+from scatterdp.engines.contract import ClippedSum, Engine, PerExampleLoss, check_copies
 from scatterdp.engines.modules import (
     check_private,
     check_unchanged,
@@ -62,10 +62,11 @@ def by_the_shapes(rule: Rule) -> bool:
     return rule.prefers_ghost()
 
 
-def decisions(model: nn.Module, loss: PerExampleLoss, x: Tensor, y: Tensor) -> list[Decision]:
+def decisions(model: nn.Module, loss: PerExampleLoss, x: Tensor, y: Tensor, *, copies: int = 1) -> list[Decision]:
     """What ``mixed_ghost`` does for each layer on inputs of this shape."""
     return [
-        Decision(name, type(rule.module).__name__, rule.prefers_ghost()) for name, rule in backward(model, loss, x, y)
+        Decision(name, type(rule.module).__name__, rule.prefers_ghost())
+        for name, rule in backward(model, loss, x, y, copies=copies)
     ]
 
 
@@ -79,7 +80,7 @@ def per_example_gradients(model: nn.Module, loss: PerExampleLoss, x: Tensor, y: 
 
 
 def engine_on(rules_of: Callable[..., list[tuple[str, Rule]]], use_ghost: Callable[[Rule], bool]) -> Engine:
-    """The engine contract by the rules of ``rules_of(model, loss, x, y)``; ``squared_norms`` is ignored.
+    """The engine contract by the rules of ``rules_of(model, loss, x, y, copies=…)``; ``squared_norms`` is ignored.
 
     The engine raises UserError for a layer of another kind, used twice, or one that cannot be private.
     """
@@ -93,9 +94,11 @@ def engine_on(rules_of: Callable[..., list[tuple[str, Rule]]], use_ghost: Callab
         max_grad_norm: float,
         clipping: Clipping = "flat",
         squared_norms: Tensor | None = None,
+        copies: int = 1,
     ) -> ClippedSum:
-        rules = rules_of(model, loss, x, y)
-        sums, norms = clip(rules, len(x), max_grad_norm=max_grad_norm, clipping=clipping, use_ghost=use_ghost)
+        check_copies(x, copies)
+        rules = rules_of(model, loss, x, y, copies=copies)
+        sums, norms = clip(rules, len(x) // copies, max_grad_norm=max_grad_norm, clipping=clipping, use_ghost=use_ghost)
         return ClippedSum(sums, norms.to(x.device, x.dtype if x.is_floating_point() else torch.float32))
 
     return engine
@@ -122,14 +125,16 @@ def clip(
     return sums, norms
 
 
-def backward(model: nn.Module, loss: PerExampleLoss, x: Tensor, y: Tensor) -> list[tuple[str, Rule]]:
+def backward(
+    model: nn.Module, loss: PerExampleLoss, x: Tensor, y: Tensor, *, copies: int = 1
+) -> list[tuple[str, Rule]]:
     """One forward and one backward pass: a rule for each layer, with its inputs and output gradients."""
     with Recorder(model) as recorder:
         if len(x) == 0:
             return recorder.rules_of_nothing()
         with torch.enable_grad():
             losses = loss(model(x), y)
-        return recorder.rules(losses)
+        return recorder.rules(losses, copies=copies)
 
 
 @dataclass(frozen=True)
@@ -190,15 +195,16 @@ class Recorder:
             handle.remove()
         self._calls = {}
 
-    def rules(self, losses: Tensor) -> list[tuple[str, Rule]]:
-        """A rule for every layer, from the last forward pass and the per-example losses ``(b,)`` that were computed from it.
+    def rules(self, losses: Tensor, *, copies: int = 1) -> list[tuple[str, Rule]]:
+        """A rule for every layer, from the last forward pass and its losses ``(b · copies,)``; an example's is its copies' mean.
 
         Raises:
             UserError: a layer whose first axis is not the examples'.
         """
         check_unchanged(self._model, self._versions)
         edges = [call.edge for call in self._calls.values()]
-        gradients = torch.autograd.grad(losses, edges, torch.ones_like(losses), allow_unused=True) if edges else ()
+        each = torch.full_like(losses, 1 / copies)
+        gradients = torch.autograd.grad(losses, edges, each, allow_unused=True) if edges else ()
         found: dict[str, Rule] = {}
         with torch.no_grad():
             for (name, call), gradient in zip(self._calls.items(), gradients, strict=True):
@@ -214,10 +220,10 @@ class Recorder:
                 gradient = (
                     inputs.new_zeros(call.output_shape, dtype=losses.dtype) if gradient is None else gradient.detach()
                 )
-                found[name] = RULES[type(module)](module, inputs, gradient)
+                found[name] = RULES[type(module)](module, inputs, gradient, copies)
         self._calls = {}
         return [
-            (name, found[name] if name in found else _Unused(module, losses.detach(), losses.detach()))
+            (name, found[name] if name in found else _Unused(module, losses.detach(), losses.detach(), copies))
             for name, module in self.layers
         ]
 
@@ -254,11 +260,11 @@ class Recorder:
 class _Unused(Rule):
     """A layer that the batch never met."""
 
-    def per_example(self) -> dict[str, Tensor]:
+    def per_row(self) -> dict[str, Tensor]:
         return {name: p.new_zeros(len(self.inputs), *p.shape) for name, p in own_parameters(self.module)}
 
     def ghost_squared_norms(self) -> Tensor:
-        return torch.zeros(len(self.inputs), device=self.inputs.device)
+        return torch.zeros(len(self.inputs) // self.copies, device=self.inputs.device)
 
     def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
         return {name: torch.zeros_like(p) for name, p in own_parameters(self.module)}

@@ -48,16 +48,25 @@ class Engine(Protocol):
         max_grad_norm: float,
         clipping: Clipping = "flat",
         squared_norms: Tensor | None = None,
+        copies: int = 1,
     ) -> ClippedSum:
         """Clip and sum.
 
         Args:
             model: maps ``x (b, …)`` to outputs ``(b, …)``, example by example.
             loss: per-example loss.
-            x: inputs of one physical batch.
-            y: ``(b,)`` labels.
+            x: inputs ``(b · copies, …)`` of one physical batch.
+            y: ``(b · copies,)`` labels.
             max_grad_norm: C > 0.
             clipping: which clipping function.
             squared_norms: ``(b,)`` of ``‖x‖²`` where the caller has them; engines without use ignore them.
+            copies: rows in succession that are copies of one example, augmented each in its own way: the mean of their gradients is
+                the example's, which is clipped once (De et al. 2022, arXiv 2204.13650, section 3.3).
         """
         ...
+
+
+def check_copies(x: Tensor, copies: int) -> None:
+    """Raise ValueError unless the rows are whole examples of so many copies."""
+    if copies < 1 or len(x) % copies:
+        raise ValueError(f"copies={copies}: does not divide the {len(x)} rows")

@@ -25,12 +25,16 @@ def linear_engine(
     max_grad_norm: float,
     clipping: Clipping = "flat",
     squared_norms: Tensor | None = None,
+    copies: int = 1,
 ) -> ClippedSum:
     """The engine contract for ``nn.Linear`` on inputs ``(b, D)``.
 
     Raises:
         TypeError: another kind of module.
+        ValueError: more than one copy of an example.
     """
+    if copies != 1:
+        raise ValueError(f"copies={copies}: engine 'linear' takes one row an example; take 'mixed_ghost'")
     if not isinstance(model, nn.Linear):
         raise TypeError(f"engine 'linear': expected torch.nn.Linear, got {type(model).__name__}")
     weight, bias = model.weight.detach(), model.bias

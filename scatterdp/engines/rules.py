@@ -40,12 +40,13 @@ class Rule(ABC):
 
     Args:
         module: the layer.
-        inputs: a ``(b, …)``, detached.
-        gradients: g ``(b, …)``, of the sum of the examples' losses.
+        inputs: a ``(b · copies, …)``, detached.
+        gradients: g ``(b · copies, …)``, of the sum of the examples' losses.
+        copies: rows in succession that belong to one example; its gradient is the sum of theirs.
     """
 
-    def __init__(self, module: Any, inputs: Tensor, gradients: Tensor) -> None:
-        self.module, self.inputs, self.gradients = module, inputs, gradients
+    def __init__(self, module: Any, inputs: Tensor, gradients: Tensor, copies: int = 1) -> None:
+        self.module, self.inputs, self.gradients, self.copies = module, inputs, gradients, copies
         self.trainable = {name for name, _ in own_parameters(module)}
         self._kept: dict[str, Tensor] | None = None
 
@@ -60,13 +61,22 @@ class Rule(ABC):
         """Sums over examples of factor times gradient, after :meth:`squared_norms`; examples that are not ``finite`` are left out."""
         if not finite.all():
             # 0 · NaN is NaN: rows that may not count are replaced, not multiplied away.
-            self.inputs, self.gradients = (without(t, finite) for t in (self.inputs, self.gradients))
+            rows = self._of_rows(finite)
+            self.inputs, self.gradients = (without(t, rows) for t in (self.inputs, self.gradients))
             self._kept = None if self._kept is None else {k: without(v, finite) for k, v in self._kept.items()}
-        return self.weighted_sum(factors) if self._kept is None else weighted(self._kept, factors)
+        return self.weighted_sum(self._of_rows(factors)) if self._kept is None else weighted(self._kept, factors)
 
-    @abstractmethod
+    def _of_rows(self, values: Tensor) -> Tensor:
+        return values if self.copies == 1 else values.repeat_interleave(self.copies)
+
     def per_example(self) -> dict[str, Tensor]:
         """Per-example gradients ``(b, *shape)`` by the parameter's name in the module."""
+        rows = self.per_row()
+        return rows if self.copies == 1 else {k: v.unflatten(0, (-1, self.copies)).sum(1) for k, v in rows.items()}
+
+    @abstractmethod
+    def per_row(self) -> dict[str, Tensor]:
+        """Every row's gradients ``(b · copies, *shape)``."""
 
     def ghost_squared_norms(self) -> Tensor:
         """``(b,)`` squared norms; without the gradients where the layer can do that."""
@@ -78,7 +88,7 @@ class Rule(ABC):
 
     @abstractmethod
     def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
-        """Sums over examples of ``factors`` ``(b,)`` times their gradients, by the parameter's name in the module."""
+        """Sums over rows of ``factors`` ``(b · copies,)`` times their gradients, by the parameter's name in the module."""
 
 
 def without(values: Tensor, kept: Tensor) -> Tensor:
@@ -108,7 +118,9 @@ def weighted(per_example: dict[str, Tensor], factors: Tensor) -> dict[str, Tenso
 _SMALLEST = 1e-30
 _ROUNDING = 5e-7  # eight times that of single precision
 _CANCELLED = 0.012  # of the product of norms: below it inner products need double precision
-_PRODUCT_ROUNDING = 2e-7  # what single precision may take from an inner product of Gram matrices, of the product of norms
+_PRODUCT_ROUNDING = (
+    2e-7  # what single precision may take from an inner product of Gram matrices, of the product of norms
+)
 _SQUARES = (1e-20, 1e20)  # sums of squares that single precision computes without under- or overflow of what counts
 _CACHED_NUMBERS = 1 << 22  # in work at once, to stay in a core's cache; by measurement
 
@@ -175,7 +187,7 @@ class Known(Rule):
         super().__init__(module, nothing, nothing)
         self._given = gradients
 
-    def per_example(self) -> dict[str, Tensor]:
+    def per_row(self) -> dict[str, Tensor]:
         return self._given
 
     def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
@@ -187,7 +199,7 @@ class MatrixRule(Rule):
 
     @abstractmethod
     def layout(self) -> tuple[Tensor, Tensor]:
-        """``U (b, G, D, T)`` and ``V (b, G, P, T)`` of G groups."""
+        """``U (b · copies, G, D, T)`` and ``V (b · copies, G, P, T)`` of G groups."""
 
     @abstractmethod
     def sizes(self) -> tuple[int, int, int]:
@@ -196,9 +208,9 @@ class MatrixRule(Rule):
     def prefers_ghost(self) -> bool:
         # Bu et al. 2022, arXiv 2205.10683, algorithm 1: the smaller of 2 T² and P D numbers.
         positions, inputs, outputs = self.sizes()
-        return 2 * positions**2 < inputs * outputs
+        return 2 * (self.copies * positions) ** 2 < inputs * outputs
 
-    def per_example(self) -> dict[str, Tensor]:
+    def per_row(self) -> dict[str, Tensor]:
         u, v = self.layout()
         gradients: dict[str, Tensor] = {}
         if "weight" in self.trainable:
@@ -208,7 +220,10 @@ class MatrixRule(Rule):
         return gradients
 
     def ghost_squared_norms(self) -> Tensor:
-        u, v = self.layout()
+        # Copies are further positions.
+        u, v = (
+            t if self.copies == 1 else t.unflatten(0, (-1, self.copies)).movedim(1, 3).flatten(3) for t in self.layout()
+        )
         total = torch.zeros(len(u), dtype=torch.float64, device=u.device)
         if "weight" in self.trainable:
             if u.shape[3] == 1:
@@ -277,7 +292,7 @@ class ConvolutionRule(MatrixRule):
         if "weight" in self.trainable:
             gradients["weight"] = self._weight_gradients().permute(1, 3, 2, 0).reshape(-1, *self.module.weight.shape)
         if "bias" in self.trainable:
-            gradients["bias"] = self.gradients.sum((2, 3))
+            gradients["bias"] = self._bias_gradients()
         return gradients
 
     def squared_norms(self, *, ghost: bool) -> Tensor:
@@ -286,7 +301,7 @@ class ConvolutionRule(MatrixRule):
         self._places = self._weight_gradients()
         total = torch.linalg.vector_norm(self._places.flatten(2), dim=2).square().sum(0)
         if "bias" in self.trainable:
-            self._biases = self.gradients.sum((2, 3))
+            self._biases = self._bias_gradients()
             total = total + self._biases.square().sum(1)
         return total
 
@@ -302,6 +317,10 @@ class ConvolutionRule(MatrixRule):
         sums = {"weight": products.permute(2, 1, 0).reshape(self.module.weight.shape)}
         return sums if biases is None else {**sums, "bias": row @ biases}
 
+    def _bias_gradients(self) -> Tensor:
+        """``(b, P)``."""
+        return self.gradients.sum((2, 3)).unflatten(0, (-1, self.copies)).sum(1)
+
     def _weight_gradients(self) -> Tensor:
         """``(k², b, C, P)``: for each place in the kernel one batch of matrix products."""
         module, a, v = self.module, padded(self.module, self.inputs), self.gradients
@@ -315,10 +334,10 @@ class ConvolutionRule(MatrixRule):
         for number, (y, x) in enumerate(product(*(range(k) for k in module.kernel_size))):
             start = y * module.dilation[0] * width + x * module.dilation[1]
             torch.bmm(flat[:, :, start : start + wide.shape[1]], wide, out=result[number])
-        return result
+        return result if self.copies == 1 else result.unflatten(1, (-1, self.copies)).sum(2)
 
     def ghost_squared_norms(self) -> Tensor:
-        if not (self._is_plain and "weight" in self.trainable):
+        if not (self._is_plain and "weight" in self.trainable and self.copies == 1):
             return super().ghost_squared_norms()
         total = _squares_of_products(self._products, self.inputs, self.gradients, self._numbers_of_example)
         if "bias" in self.trainable:
@@ -337,7 +356,9 @@ class ConvolutionRule(MatrixRule):
         products = torch.bmm(pixels.transpose(1, 2), pixels).view(len(a), *a.shape[2:], *a.shape[2:])
         # Patches' inner products: pixels' at the same place of both kernels, summed over the kernel's rows, then its columns.
         for axis in (0, 1):
-            products = self._sum_over_kernel(products, axis, a.shape[2 + axis], padding[axis], gradients.shape[2 + axis])
+            products = self._sum_over_kernel(
+                products, axis, a.shape[2 + axis], padding[axis], gradients.shape[2 + axis]
+            )
         of_patches = products.reshape(len(a), outputs.shape[2], outputs.shape[2])
         of_outputs = torch.bmm(outputs.transpose(1, 2), outputs)
         of_each, of_each_output = (gram.diagonal(dim1=1, dim2=2).clamp(min=0) for gram in (of_patches, of_outputs))
@@ -351,7 +372,9 @@ class ConvolutionRule(MatrixRule):
         result = products.new_zeros(shape)
         before = (slice(None),) * (1 + axis)
         for start in (place * dilation - padding for place in range(self.module.kernel_size[axis])):
-            first = max(0, -(start // stride))  # the first and last position whose input is there, not a zero of the padding
+            first = max(
+                0, -(start // stride)
+            )  # the first and last position whose input is there, not a zero of the padding
             last = min(positions - 1, (size - 1 - start) // stride)
             if first <= last:
                 there = slice(first, last + 1)
@@ -412,7 +435,7 @@ def padded(module: Any, inputs: Tensor) -> Tensor:
 class NormalizationRule(Rule):
     """A normalisation with scale and shift: ``weight · x̂ + bias``; subclasses compute x̂ and say which axes are summed."""
 
-    def per_example(self) -> dict[str, Tensor]:
+    def per_row(self) -> dict[str, Tensor]:
         gradients: dict[str, Tensor] = {}
         if "weight" in self.trainable:
             gradients["weight"] = self._summed(self.gradients * self.normalized())
@@ -421,7 +444,7 @@ class NormalizationRule(Rule):
         return gradients
 
     def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
-        return weighted(self.per_example(), factors)
+        return weighted(self.per_row(), factors)
 
     @abstractmethod
     def normalized(self) -> Tensor:
@@ -473,20 +496,22 @@ class EmbeddingRule(Rule):
             gradients = gradients * (indices != self.module.padding_idx)[..., None]
         return indices, gradients
 
-    def per_example(self) -> dict[str, Tensor]:
+    def per_row(self) -> dict[str, Tensor]:
         indices, gradients = self._flat()
         result = gradients.new_zeros(len(indices), *self.module.weight.shape)
         return {"weight": result.scatter_add_(1, indices[..., None].expand_as(gradients), gradients)}
 
     def ghost_squared_norms(self) -> Tensor:
-        indices, gradients = self._flat()
+        indices, gradients = (t.unflatten(0, (-1, self.copies)).flatten(1, 2) for t in self._flat())
         gradients = gradients.double()
         same = indices[:, :, None] == indices[:, None, :]
         products = ((gradients @ gradients.transpose(1, 2)) * same).sum((1, 2))
         return _from_above(products, gradients.square().sum((1, 2)))
 
     def prefers_ghost(self) -> bool:
-        return 2 * self.inputs[0].numel() ** 2 < self.module.weight.numel() if len(self.inputs) else True
+        return (
+            2 * (self.copies * self.inputs[0].numel()) ** 2 < self.module.weight.numel() if len(self.inputs) else True
+        )
 
     def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
         indices, gradients = self._flat()
@@ -496,7 +521,7 @@ class EmbeddingRule(Rule):
 
 
 #: Rules by kind of module; subclasses are not covered, for their forward may be another.
-RULES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Rule]] = {
+RULES: dict[type[nn.Module], type[Rule]] = {
     nn.Linear: LinearRule,
     nn.Conv1d: ConvolutionRule,
     nn.Conv2d: ConvolutionRule,

@@ -132,7 +132,7 @@ STRATEGIES: dict[str, Strategy] = {
 
 
 def per_example_gradients(
-    model: nn.Module, loss: PerExampleLoss, x: Tensor, y: Tensor, *, strategy: str = "unfold"
+    model: nn.Module, loss: PerExampleLoss, x: Tensor, y: Tensor, *, strategy: str = "unfold", copies: int = 1
 ) -> dict[str, Tensor]:
     """The gradient of every example's own loss: ``(b, *shape)`` by parameter name.
 
@@ -141,6 +141,7 @@ def per_example_gradients(
         loss: per-example loss, ``(outputs, y) -> (b,)``.
         x, y: a batch.
         strategy: a key of :data:`STRATEGIES`.
+        copies: rows in succession that are copies of one example; its loss is the mean of theirs.
 
     Raises:
         UserError: a layer that cannot be private, or that the strategy does not know.
@@ -152,7 +153,9 @@ def per_example_gradients(
     before = versions_of(model)
     gradients = STRATEGIES[strategy](model, loss, x, y)
     check_unchanged(model, before)
-    return gradients
+    if copies == 1:
+        return gradients
+    return {name: rows.unflatten(0, (-1, copies)).mean(1) for name, rows in gradients.items()}
 
 
 def check_by_example(model: nn.Module, x: Tensor) -> None:
@@ -195,8 +198,10 @@ def check_by_example(model: nn.Module, x: Tensor) -> None:
 def engine_of(strategy: str) -> Engine:
     """The engine that computes per-example gradients by a strategy and clips them."""
 
-    def rules_of(model: nn.Module, loss: PerExampleLoss, x: Tensor, y: Tensor) -> list[tuple[str, Rule]]:
-        gradients = per_example_gradients(model, loss, x, y, strategy=strategy)
+    def rules_of(
+        model: nn.Module, loss: PerExampleLoss, x: Tensor, y: Tensor, *, copies: int
+    ) -> list[tuple[str, Rule]]:
+        gradients = per_example_gradients(model, loss, x, y, strategy=strategy, copies=copies)
         return [
             (name, Known(module, {p: gradients[full_name(name, p)] for p, _ in own_parameters(module)}))
             for name, module in layers_of(model)

@@ -106,7 +106,15 @@ def fit(
         rows = cached_train
     else:
         labels = torch.from_numpy(features.labels("train")).to(device)
-        rows = AugmentedRows(augmented_images, labels, extractor.to(device), head.normalizer, key, physical_batch_size)
+        rows = AugmentedRows(
+            images=augmented_images,
+            y=labels,
+            extractor=extractor.to(device),
+            normalizer=head.normalizer,
+            key=key,
+            physical_batch_size=physical_batch_size,
+            copies=plan.augmentation_multiplicity,
+        )
 
     last_saved = -CHECKPOINT_SECONDS
 
@@ -180,6 +188,10 @@ def _check_belonging(
         )
     if extractor.fingerprint != features.extractor_fingerprint:
         raise UserError(f"extractor: {extractor.name} with this configuration did not make {features.path}")
+    if plan.augmentation_multiplicity > 1 and augmented_images is None:
+        raise UserError(
+            f"augmentation_multiplicity={plan.augmentation_multiplicity}: copies would all be the same; give augmented_images"
+        )
     if augmented_images is not None and len(augmented_images) != plan.num_examples:
         raise UserError(f"augmented_images: {len(augmented_images)} images for {plan.num_examples} training rows")
 

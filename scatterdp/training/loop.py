@@ -98,6 +98,7 @@ def private_gradient(
             max_grad_norm=plan.max_grad_norm,
             clipping=plan.clipping,
             squared_norms=piece.squared_norms,
+            copies=plan.augmentation_multiplicity,
         )
         for name, gradient in clipped.gradients.items():
             sums[name] += gradient

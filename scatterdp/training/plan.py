@@ -50,6 +50,7 @@ class TrainingPlan:
         engine: a key of :data:`scatterdp.engines.ENGINES`; ``"linear"`` serves the linear head only.
         clipping: which clipping function bounds each example's gradient; all have the same sensitivity.
         schedule: of the learning rate.
+        augmentation_multiplicity: K augmented copies of an example share one clipped gradient; no privacy meaning.
         early_stop: stop when test accuracy has not risen for five epochs. What is spent stays what was planned: the moment of
             stopping depends on what was released, and a budget that is planned covers every moment.
 
@@ -78,11 +79,17 @@ class TrainingPlan:
     clipping: Clipping = "flat"
     schedule: Schedule = "constant"
     early_stop: bool = False
+    augmentation_multiplicity: int = 1
 
     def __post_init__(self) -> None:
         make_selection(self.sampling, num_examples=self.num_examples, batch_size=self.batch_size, steps=1)
-        if self.epochs < 1:
-            raise ConfigError(f"epochs={self.epochs}: expected at least 1")
+        for name in ("epochs", "augmentation_multiplicity"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.augmentation_multiplicity > 1 and self.engine == "linear":
+            raise ConfigError(
+                f"augmentation_multiplicity={self.augmentation_multiplicity}: engine 'linear' takes one copy; take engine='mixed_ghost'"
+            )
         for name in ("noise_multiplier", "bn_noise_multiplier", "lr", "max_grad_norm"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
@@ -180,6 +187,7 @@ def _network(config: BaselinesConfig) -> dict[str, Any]:
         "clipping": config.clipping,
         "schedule": config.schedule,
         "early_stop": config.early_stop,
+        "augmentation_multiplicity": config.augmentation_multiplicity,
     }
 
 

@@ -23,7 +23,10 @@ DEFAULT_PHYSICAL_BATCH = 512
 
 @dataclass(frozen=True)
 class Piece:
-    """A physical batch: ``x (b, D)`` float32, ``y (b,)`` int64, ``squared_norms (b,)`` float32 of ``‖x‖²`` or None."""
+    """A physical batch: ``x (b, D)`` float32, ``y (b,)`` int64, ``squared_norms (b,)`` float32 of ``‖x‖²`` or None.
+
+    Copies of an example stand in succession, as rows of their own.
+    """
 
     x: Tensor
     y: Tensor
@@ -108,7 +111,8 @@ def load_rows(
 class AugmentedRows:
     """Images, randomly flipped and cropped, extracted and normalised at each step: features are never stored.
 
-    The augmentation of an example depends on the key, the step and the example's row: never on another example.
+    Every example comes as ``copies`` rows in succession, each augmented in its own way. The augmentation of an example depends on the
+    key, the step and the example's row: never on another example.
     """
 
     images: np.ndarray
@@ -117,14 +121,17 @@ class AugmentedRows:
     normalizer: nn.Module
     key: RandomKey
     physical_batch_size: int = DEFAULT_PHYSICAL_BATCH
+    copies: int = 1
 
     def pieces(self, indices: np.ndarray, *, step: int) -> Iterator[Piece]:
         # Drawn for every row, in the batch or not, so that no example's draw moves with another's.
-        draws = self.key.generator("augmentation", counter=step).random((len(self.images), 3))
+        draws = self.key.generator("augmentation", counter=step).random((len(self.images), self.copies, 3))
         device = self.y.device
-        for start in range(0, len(indices), self.physical_batch_size):
-            part = indices[start : start + self.physical_batch_size]
-            images = flip_and_crop(to_channels_first_float(self.images[part]), draws[part])
+        examples = max(1, self.physical_batch_size // self.copies)
+        for start in range(0, len(indices), examples):
+            part = indices[start : start + examples].repeat(self.copies)
+            number = np.arange(len(part)) % self.copies
+            images = flip_and_crop(to_channels_first_float(self.images[part]), draws[part, number])
             with torch.no_grad():
                 x = self.normalizer(self.extractor(torch.from_numpy(images).to(device))).flatten(1)
             yield Piece(x, self.y[torch.from_numpy(part).to(device)], None)

@@ -157,6 +157,8 @@ def test_not_one_step_fits():
         ({"batch_size": 1001}, "batch_size=1001: expected 1 to 1000"),
         ({"batch_size": 0}, "batch_size=0: expected 1 to 1000"),
         ({"epochs": 0}, "epochs=0: expected at least 1"),
+        ({"augmentation_multiplicity": 0}, "augmentation_multiplicity=0: expected at least 1"),
+        ({"augmentation_multiplicity": 2}, "augmentation_multiplicity=2: engine .linear. takes one copy"),
         ({"sampling": "cyclic"}, "sampling='cyclic'"),
     ],
 )

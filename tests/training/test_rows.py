@@ -118,7 +118,7 @@ class TestLoadRows:
 class TestAugmentedRows:
     @pytest.fixture
     def make(self, small_dataset: Dataset, small_extractor: Extractor):
-        def make_rows(*, seed: int = 0, physical_batch_size: int = 256) -> AugmentedRows:
+        def make_rows(*, seed: int = 0, physical_batch_size: int = 256, copies: int = 1) -> AugmentedRows:
             return AugmentedRows(
                 small_dataset.x_train,
                 torch.from_numpy(small_dataset.y_train),
@@ -126,6 +126,7 @@ class TestAugmentedRows:
                 Standardize(torch.full((6,), 0.5), torch.full((6,), 2.0)),
                 RandomKey.from_seed(seed),
                 physical_batch_size,
+                copies,
             )
 
         return make_rows
@@ -137,6 +138,15 @@ class TestAugmentedRows:
         assert [tuple(piece.x.shape) for piece in pieces] == [(4, 24), (2, 24)]
         assert all(piece.squared_norms is None and piece.x.dtype == torch.float32 for piece in pieces)
         assert joined(pieces)[1].tolist() == small_dataset.y_train[self.INDICES].tolist()
+
+    def test_copies_stand_in_succession_and_whole(self, make, small_dataset):
+        pieces = copies(make(physical_batch_size=7, copies=3).pieces(self.INDICES, step=2))
+        assert [tuple(piece.x.shape) for piece in pieces] == [(6, 24)] * 3  # two examples each: 7 rows hold no third
+        x, y = joined(pieces)
+        assert y.tolist() == small_dataset.y_train[self.INDICES].repeat(3).tolist()
+        assert len(torch.unique(x.view(6, 3, -1)[0], dim=0)) == 3  # each copy in its own way
+        again, _ = joined(make(physical_batch_size=100, copies=3).pieces(self.INDICES[2:3], step=2))
+        assert torch.equal(again, x[6:9])  # whatever else is in the batch
 
     def test_rows_are_features_of_windows_of_their_images(self, make, small_dataset, small_extractor):
         x, _ = joined(make().pieces(self.INDICES, step=0))
