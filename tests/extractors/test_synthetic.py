@@ -76,3 +76,68 @@ def test_arguments_out_of_range_are_refused(arguments, message):
     count, shape, seed = arguments
     with pytest.raises(ConfigError, match=message):
         dead_leaves(count, shape, seed=seed)
+
+
+# Released bounds (scatterdp.extractors.reference) rest on these numbers: the default images must never change.
+FROZEN = {
+    (3, 32, 32): [
+        [0.6878832, 0.3072498, 0.6695930, 0.3345145, 0.6720046, 0.0543937, 0.7041567, 0.4752132],
+        [0.4272160, 0.2309063, 0.0696649, 0.5164909, 1.0000000, 0.7796066, 0.5661416, 0.5027503],
+        [0.3850789, 0.6918119, 0.3905100, 0.2319262, 0.2392233, 0.7055085, 0.2558672, 0.3335094],
+    ],
+    (1, 28, 28): [
+        [0.9194764, 0.5523571, 0.9737188, 0.7688851, 0.9353864, 0.7630758, 1.0000000, 0.5403202],
+        [0.1927858, 0.5599735, 0.1708458, 0.4054219, 0.2335396, 0.1897031, 0.2651165, 0.5000104],
+        [0.2336123, 0.1698682, 0.6682248, 0.4537676, 0.7925748, 0.2782193, 0.0314934, 0.2759060],
+    ],
+    (3, 64, 64): [
+        [0.6752268, 0.3536144, 0.6623682, 0.3661118, 0.6519216, 0.0537929, 0.7128916, 0.3247817],
+        [0.4191502, 0.1880058, 0.0766288, 0.4851632, 0.9914063, 0.7691048, 0.5496442, 0.5084441],
+        [0.3873626, 0.6492547, 0.4159371, 0.2172016, 0.2482191, 0.6532526, 0.2449734, 0.5035648],
+    ],
+}
+
+
+@pytest.mark.parametrize("shape", FROZEN)
+def test_default_dead_leaves_are_frozen(shape):
+    images = dead_leaves(3, shape, seed=7)
+    pixels = images.reshape(3, -1)[:, :: images[0].size // 8][:, :8]
+    np.testing.assert_allclose(pixels, FROZEN[shape], atol=1e-6, rtol=0)
+
+
+def paint_every_leaf_everywhere(shape, *, seed, index):
+    """One image of the default dead leaves, as they were first published: every leaf blended over every pixel."""
+    channels, height, width = shape
+    generator = np.random.default_rng([seed, index])
+    draws = generator.random((200, 8 + channels), np.float32)
+    image = np.repeat(generator.random(channels, np.float32), height * width).reshape(shape)
+    side = min(height, width)
+    margin = 0.5 * side
+    y = np.arange(height, dtype=np.float32)[:, None] + 0.5
+    x = np.arange(width, dtype=np.float32)[None, :] + 0.5
+    radius = side / np.sqrt(256.0 + draws[:, 0] * (4.0 - 256.0))
+    stretch = np.exp2(draws[:, 1] - 0.5)
+    angle = 2 * np.pi * draws[:, 2]
+    centre_y = draws[:, 3] * (height + 2 * margin) - margin
+    centre_x = draws[:, 4] * (width + 2 * margin) - margin
+    gradient = 0.3 * (draws[:, 6:8] - 0.5)
+    cos, sin = np.cos(angle), np.sin(angle)
+    for leaf in range(200):
+        r, s = radius[leaf], stretch[leaf]
+        dy, dx = y - centre_y[leaf], x - centre_x[leaf]
+        u = dx * (cos[leaf] / (r * s)) + dy * (sin[leaf] / (r * s))
+        v = dy * (cos[leaf] * s / r) - dx * (sin[leaf] * s / r)
+        distance = np.maximum(np.abs(u), np.abs(v)) if draws[leaf, 5] < 0.5 else np.sqrt(u * u + v * v)
+        cover = np.clip((1 - distance) * r + 0.5, 0, 1)
+        shade = gradient[leaf, 0] * u + gradient[leaf, 1] * v
+        for channel in range(channels):
+            image[channel] += cover * (draws[leaf, 8 + channel] + shade - image[channel])
+    image += 0.02 * generator.standard_normal(shape, np.float32)
+    return np.clip(image, 0, 1)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (2, 5, 40), (3, 70, 64)])
+def test_default_dead_leaves_are_bit_for_bit_the_plain_painting(shape):
+    images = dead_leaves(4, shape, seed=11)
+    for index, image in enumerate(images):
+        np.testing.assert_array_equal(image, paint_every_leaf_everywhere(shape, seed=11, index=index))
