@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from scatterdp.errors import ConfigError
 from scatterdp.extractors.synthetic import (
@@ -181,6 +182,14 @@ class TestRandomNetwork:
         border = np.concatenate([images[:, 0, 0], images[:, 0, -1], images[:, 0, :, 0], images[:, 0, :, -1]], axis=1)
         assert border.std() == pytest.approx(images.std(), rel=0.25)
 
+    def test_the_number_of_threads_is_left_alone_and_changes_nothing(self, monkeypatch):
+        one = random_network(3, (3, 32, 32), seed=4)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+        asked = []
+        monkeypatch.setattr(torch, "set_num_threads", asked.append)
+        np.testing.assert_array_equal(one, random_network(3, (3, 32, 32), seed=4))
+        assert asked == [1, 2]
+
     def test_channels_are_correlated(self):
         assert channel_correlation(random_network(64, (3, 32, 32), seed=3)) > 0.8
 
@@ -194,7 +203,7 @@ class TestRandomNetwork:
         (wavelet_marginals, {"tail": (0.5, 2.0)}, r"tail=\(0.5, 2.0\): expected \(low, high\) with 1 ≤ low ≤ high ≤ 8"),
         (wavelet_marginals, {"alpha": (-1.0, 2.0)}, r"alpha=\(-1.0, 2.0\): expected \(low, high\)"),
         (wavelet_marginals, {"chroma": float("nan")}, r"chroma=nan: expected a number in \[0, 1\]"),
-        (random_network, {"width": 1}, r"width=1: expected a number in \[2, 256\]"),
+        (random_network, {"width": 1}, "width=1: expected a whole number in 2 … 256"),
         (random_network, {"noise": -1.0}, r"noise=-1.0: expected a number in \[0, 10\]"),
         (random_network, {"chroma": -1.0}, r"chroma=-1.0: expected a number in \[0, 1\]"),
     ],

@@ -33,6 +33,16 @@ def check_number(name: str, value: float, least: float, most: float) -> None:
         raise ConfigError(f"{name}={value}: expected a number in [{least:g}, {most:g}]")
 
 
+def check_count(name: str, value: int, least: int, most: int) -> None:
+    """Refuse anything but a whole number from ``least`` to ``most``.
+
+    Raises:
+        ConfigError: names it, its value and the interval.
+    """
+    if not isinstance(value, int) or not least <= value <= most:
+        raise ConfigError(f"{name}={value}: expected a whole number in {least} … {most}")
+
+
 def check_range(name: str, value: tuple[float, float], least: float, most: float) -> None:
     """Refuse anything but ``(low, high)`` with ``least ≤ low ≤ high ≤ most``.
 

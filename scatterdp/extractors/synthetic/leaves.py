@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from scatterdp.errors import ConfigError
-from scatterdp.extractors.synthetic.arguments import check_number, check_request, random_streams
+from scatterdp.extractors.synthetic.arguments import check_count, check_number, check_request, random_streams
 from scatterdp.extractors.synthetic.spectrum import power_law
 
 _BLOCK_VALUES = 1 << 16  # pixels painted together: the working arrays stay in the processor's cache
@@ -64,9 +64,8 @@ class DeadLeavesConfig:
         for name in ("base_spread", "luminance_spread", "chroma_spread", "texture_strength", "gradient", "noise"):
             check_number(name, getattr(self, name), 0, 2)
         check_number("edge_softness", self.edge_softness, 0.01, 100)
-        for name, most in (("leaves", 100_000), ("supersampling", 8)):
-            if not isinstance(value := getattr(self, name), int) or not 1 <= value <= most:
-                raise ConfigError(f"{name}={value}: expected a whole number in 1 … {most}")
+        check_count("leaves", self.leaves, 1, 100_000)
+        check_count("supersampling", self.supersampling, 1, 8)
         for name, allowed in (("colours", ("uniform", "correlated")), ("texture", ("off", "noise", "gratings"))):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn.functional import conv2d, interpolate, leaky_relu_, pad
 
-from scatterdp.extractors.synthetic.arguments import check_number, check_request, random_streams
+from scatterdp.extractors.synthetic.arguments import check_count, check_number, check_request, random_streams
 from scatterdp.extractors.synthetic.colour import colour_mixing, expose
 
 _GROUP = 8  # images computed by one call: always so many, that rounding does not depend on num_images
@@ -25,7 +25,7 @@ def random_network(
     """Images of convolutional generators with random weights, fresh for each image, as StyleGAN before training.
 
     Noise on a grid of at most 4×4 goes through layers of 3×3 convolution, noise, bias and leaky ReLU, with bilinear
-    upsampling by two between them.
+    upsampling by two between them. Runs on one of torch's threads, and leaves their number as it was.
 
     Args:
         num_images: n.
@@ -45,17 +45,22 @@ def random_network(
     (2, 3, 8, 8)
     """
     check_request(num_images, image_shape, seed)
-    check_number("width", width, 2, 256)
+    check_count("width", width, 2, 256)
     check_number("noise", noise, 0, 10)
     check_number("chroma", chroma, 0, 1)
     images = np.empty((num_images, *image_shape), np.float32)
-    for start in range(0, num_images, _GROUP):
-        streams = random_streams(seed, start, start + _GROUP, 3)
-        part = _generate(streams, image_shape, width, noise)
-        mixing = colour_mixing(streams, image_shape[0], chroma)
-        part = np.matmul(mixing, part.reshape(_GROUP, image_shape[0], -1)).reshape(part.shape)
-        expose(part, streams)
-        images[start : start + _GROUP] = part[: num_images - start]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a group is too little work to share: on a busy machine waiting costs several times more
+    try:
+        for start in range(0, num_images, _GROUP):
+            streams = random_streams(seed, start, start + _GROUP, 3)
+            part = _generate(streams, image_shape, width, noise)
+            mixing = colour_mixing(streams, image_shape[0], chroma)
+            part = np.matmul(mixing, part.reshape(_GROUP, image_shape[0], -1)).reshape(part.shape)
+            expose(part, streams)
+            images[start : start + _GROUP] = part[: num_images - start]
+    finally:
+        torch.set_num_threads(threads)
     return images
 
 
