@@ -7,7 +7,11 @@ import sys
 
 from scatterdp.commands.exits import exit_code
 
-COMMANDS = {"extract": "compute and cache features", "cache": "show, check and remove cached features"}
+COMMANDS = {
+    "extract": "compute and cache features",
+    "cache": "show, check and remove cached features",
+    "benchmark": "measure what clipping per example costs",
+}
 
 
 def main() -> int:
