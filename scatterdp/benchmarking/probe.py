@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -94,7 +94,9 @@ def probe(question: Question) -> Probe:
         return receiver.recv()
     except EOFError:
         process.join()
-        return Probe(reason=f"its process ended with {process.exitcode} (-9: out of memory)", out_of_memory=True)
+        killed = process.exitcode == -signal.SIGKILL
+        reason = "killed by the system: out of memory" if killed else f"its process ended with {process.exitcode}"
+        return Probe(reason=reason, out_of_memory=killed)
     finally:
         receiver.close()
         process.kill()
@@ -136,11 +138,9 @@ def _measure(question: Question, warm: Callable[[], None]) -> Probe:
     warm()
     peak_since = _watch_cuda(device, question.max_memory) if device.type == "cuda" else _watch_cpu(question.max_memory)
     begin = time.perf_counter()
-    gradients = step()
+    step()
     wait(device)
-    answer = Probe(seconds=time.perf_counter() - begin)
-    del gradients
-    return replace(answer, extra_memory=peak_since())
+    return Probe(seconds=time.perf_counter() - begin, extra_memory=peak_since())
 
 
 def _watch_cuda(device: torch.device, max_memory: int | None) -> Callable[[], int | None]:
