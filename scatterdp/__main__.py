@@ -11,6 +11,7 @@ COMMANDS = {
     "extract": "compute and cache features",
     "cache": "show, check and remove cached features",
     "synthetic": "draw a sheet of synthetic images",
+    "benchmark": "measure what clipping per example costs",
 }
 
 

@@ -1,0 +1,193 @@
+// Responses of image patches to filters, thresholded and pooled, on a CPU. The mathematics is told in patch_kernel.py, which also
+// compiles this file: C, H, W (image), P (patch side) are macros. Images are HWC while they are in work.
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+#include <vector>
+#if defined(__AMX_BF16__) && defined(__linux__)
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#define TILES 1
+#endif
+
+constexpr int VALUES = C * P * P;                  // of a patch
+constexpr int DEPTH = (VALUES + 31) / 32 * 32;     // padded with zeros
+constexpr int ROWS = H - P + 1, COLUMNS = W - P + 1;
+constexpr int BLOCK = 32;                          // positions, and filters, in work at once
+
+typedef float v16 __attribute__((vector_size(64), aligned(64)));
+static inline v16 ramp(v16 x) {
+    const v16 zero = {};
+    return x > zero ? x : zero;
+}
+
+struct Constants {
+    const uint16_t *tiles;      // (filters / 16, DEPTH / 32, 16, 16, 2) bfloat16: pairs of a filter's values side by side
+    const float *columns;       // (filters / 16, DEPTH, 16), the same numbers
+    const float *bias;          // (filters)
+    const int32_t *order;       // positions, cell after cell
+    const int32_t *first;       // (cells + 1): where a cell's positions begin
+    const int32_t *mirrored;    // (cells): the cell at the mirrored place
+    int32_t filters, outputs;   // filters beyond `outputs` are mirror images: they count for filter - outputs, mirrored cell
+    int32_t cells, two_sided;   // two_sided: positive and negative part apart; else the absolute value
+    float threshold, contrast;  // contrast: added to a patch's variance
+};
+
+static inline uint16_t rounded(float value) {  // to bfloat16, ties to even
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+struct Work {
+    alignas(64) float image[H * W * C];
+    alignas(64) float products[BLOCK][BLOCK];
+    std::vector<uint16_t> patches;  // (positions of a cell, padded to BLOCK; DEPTH), 64-byte aligned from `aligned`
+    uint16_t *aligned;
+    explicit Work(int positions) : patches(size_t(positions) * DEPTH + 32) {
+        const auto address = reinterpret_cast<uintptr_t>(patches.data());
+        aligned = patches.data() + (64 - address % 64) % 64 / 2;
+    }
+};
+
+// One patch to mean 0 and variance below 1 (variance / (variance + contrast)).
+static void read_patch(const float *image, int position, float contrast, uint16_t *out) {
+    const float *corner = image + (position / COLUMNS * W + position % COLUMNS) * C;
+    float values[VALUES];
+    for (int y = 0; y < P; ++y) std::memcpy(values + y * P * C, corner + y * W * C, P * C * sizeof(float));
+    float sum = 0, squares = 0;
+    for (int k = 0; k < VALUES; ++k) sum += values[k];
+    const float mean = sum / VALUES;
+    for (int k = 0; k < VALUES; ++k) values[k] -= mean, squares += values[k] * values[k];
+    const float scale = 1 / std::sqrt(squares / (VALUES - 1) + contrast);
+    for (int k = 0; k < VALUES; ++k) out[k] = rounded(values[k] * scale);
+    for (int k = VALUES; k < DEPTH; ++k) out[k] = 0;
+}
+
+#ifdef TILES
+struct alignas(64) TileConfig {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+static void begin_tiles() {
+    const TileConfig config;
+    _tile_loadconfig(&config);
+}
+static void end_tiles() { _tile_release(); }
+// BLOCK positions × BLOCK filters.
+static void multiply(const uint16_t *patches, const Constants &c, int filter, float (*products)[BLOCK]) {
+    const uint16_t *left = c.tiles + size_t(filter / 16) * DEPTH * 16, *right = left + DEPTH * 16;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int k = 0; k < DEPTH; k += 32) {
+        _tile_loadd(4, patches + k, DEPTH * 2);
+        _tile_loadd(5, patches + 16 * DEPTH + k, DEPTH * 2);
+        _tile_loadd(6, left + k * 16, 64);
+        _tile_loadd(7, right + k * 16, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, &products[0][0], BLOCK * 4);
+    _tile_stored(1, &products[0][16], BLOCK * 4);
+    _tile_stored(2, &products[16][0], BLOCK * 4);
+    _tile_stored(3, &products[16][16], BLOCK * 4);
+}
+static bool can_start() { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0; }
+#else
+static void begin_tiles() {}
+static void end_tiles() {}
+static void multiply(const uint16_t *patches, const Constants &c, int filter, float (*products)[BLOCK]) {
+    const v16 *left = reinterpret_cast<const v16 *>(c.columns + size_t(filter / 16) * DEPTH * 16), *right = left + DEPTH;
+    for (int row = 0; row < BLOCK; row += 4) {
+        v16 sums[4][2] = {};
+        for (int k = 0; k < VALUES; ++k)
+            for (int i = 0; i < 4; ++i) {
+                const uint32_t bits = uint32_t(patches[(row + i) * DEPTH + k]) << 16;
+                float value;
+                std::memcpy(&value, &bits, 4);
+                sums[i][0] += value * left[k];
+                sums[i][1] += value * right[k];
+            }
+        for (int i = 0; i < 4; ++i) std::memcpy(products[row + i], sums[i], sizeof sums[i]);
+    }
+}
+static bool can_start() { return true; }
+#endif
+
+// out: (outputs, cells), or (2 · outputs, cells) two-sided; zeros before.
+static void features(const float *planes, float *out, const Constants &c, Work &work) {
+    for (int channel = 0; channel < C; ++channel)
+        for (int pixel = 0; pixel < H * W; ++pixel) work.image[pixel * C + channel] = planes[channel * H * W + pixel];
+    for (int cell = 0; cell < c.cells; ++cell) {
+        const int begin = c.first[cell], positions = c.first[cell + 1] - begin;
+        for (int i = 0; i < positions; ++i)
+            read_patch(work.image, c.order[begin + i], c.contrast, work.aligned + size_t(i) * DEPTH);
+        const float weight = 1.0f / (positions * (c.filters / c.outputs));
+        for (int filter = 0; filter < c.filters; filter += BLOCK) {
+            v16 positive[2] = {}, negative[2] = {}, above[2], below[2];
+            for (int half = 0; half < 2; ++half) {
+                v16 bias;
+                std::memcpy(&bias, c.bias + filter + 16 * half, sizeof bias);
+                above[half] = bias - c.threshold;
+                below[half] = -bias - c.threshold;
+            }
+            for (int block = 0; block < positions; block += BLOCK) {
+                multiply(work.aligned + size_t(block) * DEPTH, c, filter, work.products);
+                const int rows = positions - block < BLOCK ? positions - block : BLOCK;
+                for (int row = 0; row < rows; ++row)
+                    for (int half = 0; half < 2; ++half) {
+                        const v16 product = *reinterpret_cast<v16 *>(&work.products[row][16 * half]);
+                        positive[half] += ramp(above[half] + product);
+                        negative[half] += ramp(below[half] - product);
+                    }
+            }
+            const bool is_mirror = filter >= c.outputs;
+            const int place = is_mirror ? c.mirrored[cell] : cell, base = is_mirror ? filter - c.outputs : filter;
+            for (int half = 0; half < 2; ++half)
+                for (int lane = 0; lane < 16; ++lane) {
+                    float *target = out + size_t(base + 16 * half + lane) * c.cells + place;
+                    *target += weight * positive[half][lane];
+                    if (c.two_sided) target += size_t(c.outputs) * c.cells;
+                    *target += weight * negative[half][lane];
+                }
+        }
+    }
+}
+
+// images (count, C, H, W) → out (count, channels, cells). Returns 1 when memory or the processor's tiles are not to be had.
+extern "C" int patch_features(const float *images, float *out, long count, int threads, const Constants *constants) {
+    if (!can_start()) return 1;
+    const Constants &c = *constants;
+    const size_t size = size_t(c.two_sided ? 2 : 1) * c.outputs * c.cells;
+    int most = 0;
+    for (int cell = 0; cell < c.cells; ++cell) most = std::max(most, c.first[cell + 1] - c.first[cell]);
+    std::atomic<long> next{0};
+    std::atomic<int> failed{0};
+    auto run = [&] {
+        try {
+            Work work((most + BLOCK - 1) / BLOCK * BLOCK);
+            begin_tiles();
+            for (long image; (image = next++) < count;) {
+                std::memset(out + image * size, 0, size * sizeof(float));
+                features(images + image * C * H * W, out + image * size, c, work);
+            }
+            end_tiles();
+        } catch (const std::bad_alloc &) {
+            failed = 1;
+        }
+    };
+    std::vector<std::thread> others;
+    for (int i = 1; i < threads && i < count; ++i) others.emplace_back(run);
+    run();
+    for (auto &other : others) other.join();
+    return failed;
+}
