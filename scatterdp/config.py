@@ -60,9 +60,12 @@ class BaselinesConfig:
     """Channel groups of GroupNorm; must divide the number of channels."""
     bn_noise_multiplier: float | None = None
     """Noise multiplier of each of the two statistics releases of BN."""
+    extractor: str | None = None
+    """Fixed features: scatternet, patches, pixels, with settings and side by side, as in
+    "scatternet(mirror=True)+patches(patches=1024)". None: the data set's recipe."""
     mirror: bool | None = None
-    """Fold ScatterNet's features with those of the mirror image: half the dimensions, a free invariance for images whose
-    mirror image means the same (not for digits): --mirror=True or --mirror=False. None: the recipe's."""
+    """ScatterNet alone, its features folded with those of the mirror image (True) or not (False): half the dimensions, a free
+    invariance for images whose mirror image means the same (not for digits). None: the recipe's."""
     max_epsilon: float | None = None
     """Stop before the step that would take ε above this."""
     sample_batches: bool = False
@@ -130,6 +133,10 @@ class BaselinesConfig:
             )
         if self.sample_batches and self.sampling == "shuffle":
             raise ConfigError("sample_batches and sampling=shuffle contradict each other, give one of them")
+        if self.mirror is not None and self.extractor is not None:
+            raise ConfigError(
+                f"mirror={self.mirror} and extractor={self.extractor!r}: write mirror into the extractor, scatternet(mirror=True)"
+            )
         if self.nesterov and (self.optim != "SGD" or self.momentum == 0):
             raise ConfigError("nesterov: needs optim=SGD and momentum > 0")
 
@@ -173,7 +180,7 @@ class CnnsConfig(BaselinesConfig):
     """
 
     use_scattering: bool = False
-    """Train on cached ScatterNet features; without it end to end, on pixels."""
+    """Train on cached features (ScatterNet's unless --extractor says otherwise); without it end to end, on pixels."""
     size: Literal["small", "None"] = "None"
     """small: a smaller network."""
     arch: Architecture = "cnn"
@@ -203,8 +210,12 @@ class CnnsConfig(BaselinesConfig):
             raise ConfigError(
                 f"augmentation_multiplicity={self.augmentation_multiplicity}: copies would all be the same; give --augment too"
             )
-        if self.mirror and not self.use_scattering:
-            raise ConfigError("mirror=True: folds ScatterNet features; give --use_scattering too")
+        if not self.use_scattering:
+            for name in ("mirror", "extractor"):
+                if getattr(self, name):
+                    raise ConfigError(
+                        f"{name}={getattr(self, name)}: is about fixed features; give --use_scattering too"
+                    )
 
     @property
     def head(self) -> str:

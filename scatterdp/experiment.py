@@ -19,7 +19,7 @@ import tyro
 
 from scatterdp.cache import FeatureCache, extract_features
 from scatterdp.commands.exits import exit_code
-from scatterdp.config import BaselinesConfig, CnnsConfig
+from scatterdp.config import BaselinesConfig
 from scatterdp.datasets import Dataset, load_dataset
 from scatterdp.errors import ConfigError
 from scatterdp.extractors import make_extractor
@@ -28,7 +28,7 @@ from scatterdp.heads import group_normalizer, make_classifier
 from scatterdp.privacy.accounting import ACCOUNTANTS, epsilon_of
 from scatterdp.privacy.certificate import rounded_up
 from scatterdp.privacy.randomness import RandomKey
-from scatterdp.recipes import recipe_of
+from scatterdp.recipes import extractor_of
 from scatterdp.records import RunFolder, peak_memory_bytes
 from scatterdp.report.plots import plot_accuracy_and_epsilon
 from scatterdp.training.checkpoint import Checkpoint
@@ -60,7 +60,8 @@ def run(config: BaselinesConfig) -> RunFolder:
     dataset = load_dataset(config.dataset, data_dir=config.data_dir, on_event=_say)
     recipe_name = dataset.name if dataset.public else ""  # a folder may be called cifar10 too
     plan = plan_from_config(config, dataset_name=recipe_name, num_examples=len(dataset.x_train))
-    extractor = _extractor(config, dataset, recipe_name).to(device)
+    words = extractor_of(config, recipe_name, len(dataset.x_train))
+    extractor = make_extractor(words, dataset.image_shape).to(device)
     make_classifier(plan.head, extractor.output_shape, dataset.num_classes)  # says so before minutes of extraction
     if plan.input_norm == "GroupNorm":
         group_normalizer(extractor.output_shape[0], plan.num_groups)  # say so before minutes of extraction
@@ -93,13 +94,6 @@ def run(config: BaselinesConfig) -> RunFolder:
     _report(plan, result)
     _say(f"run folder: {folder.path}")
     return folder
-
-
-def _extractor(config: BaselinesConfig, dataset: Dataset, recipe_name: str) -> Extractor:
-    if isinstance(config, CnnsConfig) and not config.use_scattering:
-        return make_extractor("pixels", dataset.image_shape)
-    mirror = recipe_of(config, recipe_name, len(dataset.x_train)).mirror if config.mirror is None else config.mirror
-    return make_extractor("scatternet", dataset.image_shape, mirror=mirror)
 
 
 def _fit(

@@ -15,7 +15,7 @@ from scatterdp.config import BaselinesConfig, CnnsConfig, InputNorm
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Hyperparameters of DP-SGD on ScatterNet features with a linear head."""
+    """Fixed features and the hyperparameters of DP-SGD on them."""
 
     batch_size: int
     lr: float
@@ -25,14 +25,14 @@ class Recipe:
     bn_noise_multiplier: float = 8.0
     momentum: float = 0.9
     max_grad_norm: float = 0.1
-    mirror: bool = False
+    extractor: str = "scatternet"
 
 
 #: What the command line fills in when it solves for the noise.
 RECIPES: dict[str, Recipe] = {
     "mnist": Recipe(batch_size=16384, lr=12, epochs=100, input_norm="BN", bn_noise_multiplier=16),
     "fmnist": Recipe(batch_size=16384, lr=16, epochs=100, input_norm="GroupNorm"),
-    "cifar10": Recipe(batch_size=8192, lr=4, epochs=60, input_norm="BN", mirror=True),
+    "cifar10": Recipe(batch_size=8192, lr=4, epochs=60, input_norm="BN", extractor="scatternet(mirror=True)"),
     "digits": Recipe(batch_size=512, lr=4, epochs=30, input_norm="GroupNorm"),
 }
 
@@ -85,3 +85,14 @@ def recipe_of(config: BaselinesConfig, name: str, num_examples: int) -> Recipe:
             return SCATTERING_CNN_RECIPES.get(name) or generic_recipe(num_examples)
         return END_TO_END_RECIPES.get(name) or dataclasses.replace(generic_recipe(num_examples), input_norm="none")
     return recipe_for(name, num_examples, published=config.noise_multiplier is not None)
+
+
+def extractor_of(config: BaselinesConfig, name: str, num_examples: int) -> str:
+    """The specification of the features that ``config`` trains on."""
+    if isinstance(config, CnnsConfig) and not config.use_scattering:
+        return "pixels"
+    if config.extractor is not None:
+        return config.extractor
+    if config.mirror is not None:
+        return f"scatternet(mirror={config.mirror})"
+    return recipe_of(config, name, num_examples).extractor

@@ -49,7 +49,7 @@ def test_the_published_commands_spend_the_published_budget(command):
         ({"optim": "LR"}, "optim=LR: is logistic regression"),
         ({"arch": "resnet20", "use_scattering": True}, "arch=resnet20: has one size and takes pixels"),
         ({"arch": "resnet20", "size": "small"}, "arch=resnet20: has one size and takes pixels"),
-        ({"mirror": True}, "mirror=True: folds ScatterNet features"),
+        ({"mirror": True}, "mirror=True: is about fixed features"),
         ({"batch_size": 0}, "batch_size=0: expected"),
         ({"augmentation_multiplicity": 0, "augment": True}, "augmentation_multiplicity=0: expected a whole number ≥ 1"),
         ({"augmentation_multiplicity": 4}, "augmentation_multiplicity=4: copies would all be the same; give --augment"),

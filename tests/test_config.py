@@ -22,6 +22,7 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "dataset": (["--dataset=some/folder"], "some/folder"),
     "augment": (["--augment"], True),
     "mirror": (["--mirror=False"], False),
+    "extractor": (["--extractor=patches(size=5)"], "patches(size=5)"),
     "batch_size": (["--batch_size=4096"], 4096),
     "mini_batch_size": (["--mini_batch_size", "64"], 64),
     "lr": (["--lr=8"], 8.0),
@@ -255,7 +256,7 @@ class TestRecord:
         assert BaselinesConfig.from_json(json.dumps(config.to_json(), allow_nan=False)) == config
 
     def test_every_flag_survives(self):
-        contradicting = ("noise_multiplier", "sampling", "optim", "momentum")
+        contradicting = ("noise_multiplier", "sampling", "optim", "momentum", "mirror")
         values = {name: value for name, (_, value) in FLAGS.items() if name not in contradicting}
         config = BaselinesConfig(**values)
         assert BaselinesConfig.from_json(json.dumps(config.to_json())) == config

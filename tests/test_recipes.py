@@ -35,7 +35,7 @@ def test_plans_can_be_made_of_the_recipes(name):
 def test_a_given_noise_multiplier_brings_the_published_settings(name, noise_multiplier, epochs):
     config = BaselinesConfig(dataset=name, noise_multiplier=noise_multiplier, accountant="rdp_classic")
     assert recipe_of(config, name, 50_000) is PUBLISHED_RECIPES[name]
-    assert not PUBLISHED_RECIPES[name].mirror
+    assert PUBLISHED_RECIPES[name].extractor == "scatternet"
     plan = plan_from_config(config, dataset_name=name, num_examples=PUBLISHED[name].train_count)
     assert plan.epochs == epochs
     assert plan.epsilon() == pytest.approx(3.0, abs=0.01)  # what the published noise multipliers were computed for
@@ -43,7 +43,7 @@ def test_a_given_noise_multiplier_brings_the_published_settings(name, noise_mult
 
 @pytest.mark.parametrize("name", ["mnist", "digits"])
 def test_digits_and_their_mirror_images_differ(name):
-    assert RECIPES[name].mirror is False
+    assert "mirror=True" not in RECIPES[name].extractor
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from scatterdp.errors import ConfigError
+from scatterdp.extractors.specification import parse_extractor
 
 if TYPE_CHECKING:
     from scatterdp.extractors.base import Extractor
@@ -36,24 +37,44 @@ def _pixels(input_shape: tuple[int, int, int], **config: Any) -> Extractor:
     return Pixels(PixelsConfig(**config), input_shape)
 
 
-EXTRACTORS: dict[str, Callable[..., Extractor]] = {"scatternet": _scatternet, "pixels": _pixels}
+def _patches(input_shape: tuple[int, int, int], **config: Any) -> Extractor:
+    from scatterdp.extractors.patches import Patches, PatchesConfig, default_config
+
+    _check_fields("patches", PatchesConfig, config)
+    return Patches(default_config(input_shape, **config), input_shape)
+
+
+EXTRACTORS: dict[str, Callable[..., Extractor]] = {"scatternet": _scatternet, "pixels": _pixels, "patches": _patches}
 """Name → function of ``(input_shape, **config)`` that makes the extractor with its defaults for such images."""
 
 
 def make_extractor(name: str, input_shape: tuple[int, int, int], **config: Any) -> Extractor:
-    """Make a registered extractor.
+    """Make a registered extractor, or several side by side.
 
     Args:
-        name: a key of :data:`EXTRACTORS`.
+        name: a key of :data:`EXTRACTORS`, or a specification (:mod:`scatterdp.extractors.specification`) such as
+            ``"scatternet+patches(size=5)"``.
         input_shape: ``(C, H, W)`` of the images.
-        config: settings of that extractor that differ from its defaults.
+        config: settings that differ from the defaults; for a single extractor, others have theirs in the specification.
 
     Raises:
         ConfigError: an unknown name or setting, or a value out of range.
 
     >>> make_extractor("scatternet", (1, 28, 28)).output_shape
     (81, 7, 7)
+    >>> make_extractor("scatternet+patches", (1, 28, 28)).output_shape
+    (13185, 1, 1)
     """
-    if name not in EXTRACTORS:
-        raise ConfigError(f"extractor={name!r}: expected one of {', '.join(sorted(EXTRACTORS))}")
-    return EXTRACTORS[name](input_shape, **config)
+    from scatterdp.extractors.concat import Concat
+
+    parts = parse_extractor(name)
+    for part in parts:
+        if part.name not in EXTRACTORS:
+            raise ConfigError(f"extractor={part.name!r}: expected one of {', '.join(sorted(EXTRACTORS))}")
+    if len(parts) == 1 and parts[0].scale == 1:
+        return EXTRACTORS[parts[0].name](input_shape, **{**config, **parts[0].settings})
+    if config:
+        raise ConfigError(f"{', '.join(config)}: of which part? write it into the extractor, as in {name!r}")
+    return Concat(
+        [EXTRACTORS[part.name](input_shape, **part.settings) for part in parts], [part.scale for part in parts]
+    )

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
@@ -19,6 +20,21 @@ from scatterdp.errors import UserError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Feature maps of one kind.
+
+    Args:
+        name: unique among an extractor's blocks.
+        shape: ``(K, h, w)``.
+        scale: standard deviation that released statistics bring each channel to.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    scale: float = 1.0
 
 
 class Extractor(Protocol):
@@ -64,6 +80,11 @@ class Extractor(Protocol):
     def to(self, device: torch.device | str) -> Self:
         """Move the extractor (in place) and return it."""
         ...
+
+
+def blocks_of(extractor: Extractor) -> tuple[Block, ...]:
+    """What the features are, in order: one block, or several whose flat values follow each other (attribute ``blocks``)."""
+    return getattr(extractor, "blocks", (Block(name=extractor.name, shape=extractor.output_shape),))
 
 
 def fingerprint(

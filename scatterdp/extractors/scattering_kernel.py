@@ -16,7 +16,7 @@ where folding (averaging the :math:`4^k` aliases) is subsampling. Four identitie
    points ever shuffles lanes. Sizes are compile-time constants and butterflies (2, 3, 4, 5, 8) are written out.
 
 A path of a group of lanes lives in the level-2 cache from product to output. ``scattering.cpp`` is compiled for one image
-shape when that shape is first met (seconds) and kept in the user's cache folder.
+shape when that shape is first met (seconds).
 
 **Trust.** A freshly loaded kernel is compared with Kymatio on random planes; a difference above 1e-5 makes it unavailable.
 """
@@ -24,13 +24,6 @@ shape when that shape is first met (seconds) and kept in the user's cache folder
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,22 +31,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from scatterdp.extractors.compilation import KernelUnavailableError, compiled
+
 if TYPE_CHECKING:
     from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
 
 SOURCE = Path(__file__).with_name("scattering.cpp")
-# Not -ffast-math: linking with it switches the whole process to flushing small numbers to zero.
-FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
-    *("-fno-signed-zeros", "-fassociative-math", "-shared", "-fPIC", "-pthread"),
-)
 TOLERANCE = 1e-5
 # Below this part of a filter's largest value a coefficient is left out; float32 carries seven digits.
 _NEGLIGIBLE = 1e-8
-
-
-class KernelUnavailableError(RuntimeError):
-    """There is no compiler, it failed, or its result is not Kymatio's."""
 
 
 class ScatteringKernel:
@@ -77,7 +63,7 @@ class ScatteringKernel:
         self._constants = self._make_constants(scattering, rows, columns)
         macros = {"M": rows, "N": columns, "J": J, "L": scattering.L, "ORDER": scattering.max_order}
         macros |= {"H": self._input[0], "W": self._input[1], "OUT_H": height >> J, "OUT_W": width >> J}
-        self._scatter = ctypes.CDLL(str(compiled(macros))).scatter
+        self._scatter = ctypes.CDLL(str(compiled(SOURCE, macros))).scatter
         self._check(scattering)
 
     def __call__(self, planes: torch.Tensor) -> torch.Tensor:
@@ -139,62 +125,6 @@ class ScatteringKernel:
         difference = (self(planes) - scattering(planes)).abs().max().item()
         if not difference <= TOLERANCE:
             raise KernelUnavailableError(f"the compiled kernel differs from Kymatio by {difference:g}")
-
-
-def compiled(macros: dict[str, int]) -> Path:
-    """The shared library of ``scattering.cpp`` with these macros; compiled when it is not in the cache folder.
-
-    Raises:
-        KernelUnavailableError: no compiler, or it failed.
-    """
-    compiler = _compiler()
-    arguments = [*compiler, *FLAGS, *(f"-D{name}={value}" for name, value in macros.items())]
-    try:
-        version = subprocess.run([*compiler, "--version"], capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise KernelUnavailableError(f"the compiler {shlex.join(compiler)} cannot be run ({error})") from error
-    facts = b"\0".join([SOURCE.read_bytes(), version, _processor().encode(), *(a.encode() for a in arguments)])
-    folder = _cache_folder()
-    library = folder / f"scattering-{hashlib.sha256(facts).hexdigest()[:24]}.so"
-    if not library.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            built = Path(temporary) / "scattering.so"
-            done = subprocess.run(
-                [*arguments, str(SOURCE), "-o", str(built)], capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                first_error = next((line for line in done.stderr.splitlines() if "error" in line), "no message")
-                raise KernelUnavailableError(f"the compiler {shlex.join(compiler)} failed ({first_error})")
-            os.replace(built, library)
-    return library
-
-
-def _compiler() -> list[str]:
-    if named := os.environ.get("CXX"):
-        return shlex.split(named)
-    for name in ("c++", "g++", "clang++"):
-        if shutil.which(name):
-            return [name]
-    raise KernelUnavailableError("there is no C++ compiler (g++ or clang++; name one with CXX)")
-
-
-def _processor() -> str:
-    """What ``-march=native`` depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-
-
-def _cache_folder() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scatterdp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:  # a read-only home: compile for this process alone
-        return Path(tempfile.mkdtemp(prefix="scatterdp-"))
 
 
 def _as_array(level: Sequence[float] | np.ndarray | torch.Tensor) -> np.ndarray:

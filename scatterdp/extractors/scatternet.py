@@ -26,9 +26,10 @@ from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
 
 from scatterdp.errors import ConfigError
 from scatterdp.extractors.base import check_images, fingerprint
+from scatterdp.extractors.compilation import KernelUnavailableError
 from scatterdp.extractors.mirror import MirrorFold
 from scatterdp.extractors.scattering_channels import Channel, scattering_channels, scattering_paths
-from scatterdp.extractors.scattering_kernel import KernelUnavailableError, ScatteringKernel
+from scatterdp.extractors.scattering_kernel import ScatteringKernel
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 r"""Differentially private channel means and variances of features (Tramèr & Boneh 2021, section 2.3).
 
-For example i with features :math:`x_i` of shape (K, h, w) and public channel scales :math:`s_k`,
+For example i with features :math:`x_i` of shape (K, h, w), or several such blocks whose channels count together, and public channel
+scales :math:`s_k`,
 
 .. math::
     u_{ik} = \operatorname{mean}_{hw} x_{ikhw} / s_k, \qquad
@@ -30,7 +31,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,7 @@ from scatterdp.privacy.noise import gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
 
 RELEASES = ("mean", "mean of squares")
+Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,27 +53,29 @@ class StatisticsBounds:
     """What bounds the release; all of it public.
 
     Args:
-        scale: ``(K,)`` float64 > 0, the unit of each channel.
+        scale: ``(ΣK,)`` float64 > 0, the unit of each channel.
         mean_bound: L2 bound of an example's scaled channel means.
         square_bound: L2 bound of an example's scaled channel means of squares.
         source: where the three came from, for the certificate.
+        shapes: ``(K, h, w)`` of each block of the features, whose flat values follow each other; None: one, of the features' shape.
     """
 
     scale: Tensor
     mean_bound: float
     square_bound: float
     source: str
+    shapes: tuple[Shape, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelStatistics:
-    """Released statistics: ``mean`` and ``variance``, both ``(K,)`` float64; the variance is at least its noise level."""
+    """Released statistics: ``mean`` and ``variance``, both ``(ΣK,)`` float64; the variance is at least its noise level."""
 
     mean: Tensor
     variance: Tensor
 
 
-def bounds_from_reference(reference: Tensor, source: str) -> StatisticsBounds:
+def bounds_from_reference(reference: Tensor, source: str, *, shapes: Sequence[Shape] | None = None) -> StatisticsBounds:
     """Scales and bounds from features of public or synthetic images.
 
     The scale of a channel is its root mean square; the bounds are the largest norms seen on the reference.
@@ -79,15 +83,18 @@ def bounds_from_reference(reference: Tensor, source: str) -> StatisticsBounds:
     Args:
         reference: ``(n, K, h, w)`` features that depend on no private data.
         source: their description.
+        shapes: of the features' blocks; by default one, of the features' shape.
     """
-    scale = reference.double().square().mean((0, 2, 3)).sqrt()
+    shapes = None if shapes is None else tuple(shapes)
+    scale = _vectors(reference, shapes)[1].mean(0).sqrt()
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    means, squares = _vectors(reference, scale)
+    means, squares = _vectors(reference, shapes, scale)
     return StatisticsBounds(
         scale=scale,
         mean_bound=means.norm(dim=1).max().item(),
         square_bound=squares.norm(dim=1).max().item(),
         source=source,
+        shapes=shapes,
     )
 
 
@@ -119,7 +126,7 @@ def release_channel_statistics(
     mean_sum = torch.zeros_like(bounds.scale)
     square_sum = torch.zeros_like(bounds.scale)
     for block in blocks:
-        means, squares = _vectors(block, bounds.scale)
+        means, squares = _vectors(block, bounds.shapes, bounds.scale)
         mean_sum += clip_rows(means, bounds.mean_bound).sum(0)
         square_sum += clip_rows(squares, bounds.square_bound).sum(0)
     exact = hashlib.sha256(b"".join(t.numpy().tobytes() for t in (mean_sum, square_sum, bounds.scale))).hexdigest()
@@ -160,11 +167,22 @@ def clip_rows(rows: Tensor, bound: float) -> Tensor:
     return rows * (bound / rows.norm(dim=1, keepdim=True).clamp(min=bound))
 
 
-def _vectors(features: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def _vectors(features: Tensor, shapes: tuple[Shape, ...] | None, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Each example's channel means and channel means of squares ``(b, ΣK)``, in units of ``scale``."""
+    if shapes is None:
+        _, channels, height, width = features.shape
+        shapes = ((channels, height, width),)
     # Double precision: no finite feature's square overflows, so no example decides by its size whether there is a run.
-    scaled = features.double() / scale.to(features.device)[:, None, None]
-    means = scaled.mean((2, 3))
-    squares = scaled.square_().mean((2, 3))
+    flat = features.flatten(1).double()
+    parts = [
+        part.unflatten(1, (shape[0], -1))
+        for part, shape in zip(flat.split([math.prod(shape) for shape in shapes], 1), shapes, strict=True)
+    ]
+    if scale is not None:
+        units = scale.to(flat.device).split([shape[0] for shape in shapes])
+        parts = [part / unit[:, None] for part, unit in zip(parts, units, strict=True)]
+    means = torch.cat([part.mean(2) for part in parts], 1)
+    squares = torch.cat([part.square().mean(2) for part in parts], 1)
     if not (means.isfinite().all() and squares.isfinite().all()):
         raise UserError("features: found NaN or infinite values; remove the examples or choose another extractor")
     return means.cpu(), squares.cpu()

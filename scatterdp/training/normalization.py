@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from scatterdp.cache import FeatureCache
-from scatterdp.extractors.base import Extractor
+from scatterdp.errors import ConfigError
+from scatterdp.extractors.base import Block, Extractor, blocks_of
 from scatterdp.extractors.reference import DESCRIPTION, reference_features
 from scatterdp.heads import Standardize, group_normalizer
 from scatterdp.privacy.ledger import LedgerEntry
 from scatterdp.privacy.randomness import RandomKey
-from scatterdp.privacy.statistics import bounds_from_reference, release_channel_statistics
+from scatterdp.privacy.statistics import ChannelStatistics, bounds_from_reference, release_channel_statistics
 from scatterdp.training.plan import TrainingPlan
 
 _BLOCK = 512
@@ -28,16 +29,36 @@ def release_normalizer(
         UserError: features that are not finite.
         ConfigError: groups that do not divide the channels.
     """
+    blocks = blocks_of(extractor)
     if plan.input_norm != "BN":
+        if any(block.scale != 1 for block in blocks):
+            raise ConfigError(
+                f"input_norm={plan.input_norm}: blocks are scaled by released statistics; take BN, or no scales"
+            )
         return _free_normalizer(features, plan), []
     statistics, entry = release_channel_statistics(
         (torch.from_numpy(block) for _, block in features.iter_rows("train", _BLOCK)),
         num_examples=features.num_rows("train"),
-        bounds=bounds_from_reference(reference_features(extractor), DESCRIPTION),
+        bounds=bounds_from_reference(
+            reference_features(extractor), DESCRIPTION, shapes=[block.shape for block in blocks]
+        ),
         noise_multiplier=plan.bn_noise_multiplier,
         key=key,
     )
-    return Standardize.from_statistics(statistics), [entry]
+    if len(blocks) == 1 and blocks[0].scale == 1:
+        return Standardize.from_statistics(statistics), [entry]
+    return _standardize_blocks(statistics, blocks), [entry]
+
+
+def _standardize_blocks(statistics: ChannelStatistics, blocks: tuple[Block, ...]) -> Standardize:
+    """For flat features ``(B, D, 1, 1)``: every feature by its channel's statistics, to its block's scale."""
+    sizes = torch.tensor([h * w for _, h, w in (block.shape for block in blocks)])
+    channels = torch.tensor([block.shape[0] for block in blocks])
+    repeats = sizes.repeat_interleave(channels)
+    scales = torch.tensor([block.scale for block in blocks]).repeat_interleave(channels)
+    return Standardize(
+        statistics.mean.repeat_interleave(repeats), (scales / statistics.variance.sqrt()).repeat_interleave(repeats)
+    )
 
 
 def restore_normalizer(features: FeatureCache, plan: TrainingPlan, state: dict[str, Any]) -> nn.Module:

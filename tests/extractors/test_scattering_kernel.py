@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
 
 from scatterdp.extractors import make_extractor, scattering_kernel
-from scatterdp.extractors.scattering_kernel import KernelUnavailableError, ScatteringKernel
+from scatterdp.extractors.compilation import KernelUnavailableError
+from scatterdp.extractors.scattering_kernel import ScatteringKernel
 
 CONFIGURATIONS = [
     # J, L, max_order, (H, W): square and not, odd, 5-smooth and other padded sizes, J = 1 (no second order)

@@ -1,0 +1,90 @@
+"""Filters for patches of images, from synthetic images alone: no data set is read, so they cost no privacy.
+
+Random patches of dead leaves are made mean 0 and contrast 1 and whitened by the patches' own covariance; some of them, whitened and of unit
+length, are the filters (Coates & Ng 2011, "The Importance of Encoding Versus Training"; Thiry et al. 2021, arXiv 2101.07528, with
+natural patches). Whitening is linear, so filter and whitening are one linear map of the normalised patch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scatterdp.extractors.synthetic import GENERATORS, DeadLeavesConfig, dead_leaves, synthetic_images
+
+#: Added to a patch's variance before it is divided by its square root: 10 grey levels squared, so that flat patches stay flat.
+CONTRAST = 10 / 255**2
+IMAGES = 1000
+PATCHES = 200_000
+#: Names of the images that filters can be made from; ``photographic_leaves`` are dead leaves in correlated colours.
+SOURCES = (*GENERATORS, "photographic_leaves")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchFilters:
+    """Responses of a normalised patch x are ``weight · x + bias``.
+
+    Args:
+        weight: ``(K, C, p, p)`` float32, each filter's values of mean 0.
+        bias: ``(K,)`` float32.
+        whitening: ``(C·p·p, C·p·p)`` float64, symmetric.
+        mean: ``(C·p·p,)`` float64, of normalised patches.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    whitening: np.ndarray
+    mean: np.ndarray
+
+
+def make_patch_filters(
+    image_shape: tuple[int, int, int], *, count: int, size: int, whitening: float, source: str, seed: int
+) -> PatchFilters:
+    """Filters from synthetic images of this shape.
+
+    Args:
+        image_shape: ``(C, H, W)``.
+        count: K.
+        size: p, the patch's side in pixels.
+        whitening: added to the covariance's eigenvalues; larger whitens less.
+        source: one of :data:`SOURCES`.
+        seed: of images and patches.
+    """
+    generator = np.random.Generator(np.random.PCG64(seed))
+    if source == "photographic_leaves":
+        images = dead_leaves(IMAGES, image_shape, seed=seed, config=DeadLeavesConfig(colours="correlated"))
+    else:
+        images = synthetic_images(source, IMAGES, image_shape, seed=seed)
+    patches = normalized(_random_patches(images, size, generator))
+    mean = patches.mean(0)
+    eigenvalues, vectors = np.linalg.eigh(np.cov(patches, rowvar=False).reshape(len(mean), -1))
+    whiten = (vectors / np.sqrt(eigenvalues.clip(0) + whitening)) @ vectors.T
+    chosen = (patches[generator.permutation(len(patches))[:count]] - mean) @ whiten
+    chosen /= np.linalg.norm(chosen, axis=1, keepdims=True)
+    weight = chosen @ whiten
+    bias = -weight @ mean
+    weight -= weight.mean(1, keepdims=True)  # normalised patches have mean 0: no response changes
+    return PatchFilters(
+        weight=weight.reshape(count, image_shape[0], size, size).astype(np.float32),
+        bias=bias.astype(np.float32),
+        whitening=whiten,
+        mean=mean,
+    )
+
+
+def normalized(patches: np.ndarray) -> np.ndarray:
+    """Each row ``(n, C·p·p)`` less its mean, divided by the root of its variance and :data:`CONTRAST`."""
+    patches = patches - patches.mean(1, keepdims=True)
+    return patches / np.sqrt(patches.var(1, ddof=1, keepdims=True) + CONTRAST)
+
+
+def _random_patches(images: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
+    count, channels, height, width = images.shape
+    image = generator.integers(count, size=PATCHES)
+    top, left = (generator.integers(side - size + 1, size=PATCHES) for side in (height, width))
+    patches = np.empty((PATCHES, channels, size, size))
+    for y in range(size):
+        for x in range(size):
+            patches[:, :, y, x] = images[image, :, top + y, left + x]
+    return patches.reshape(PATCHES, -1)

@@ -1,0 +1,49 @@
+"""Extractors in words: ``scatternet``, ``patches(patches=1024, size=5)``, ``scatternet(mirror=True) + 0.5 * patches``."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from typing import Any
+
+from scatterdp.errors import ConfigError
+
+_EXAMPLE = "such as scatternet, patches(patches=1024) or scatternet(mirror=True)+patches"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One extractor of a specification."""
+
+    name: str
+    settings: dict[str, Any]
+    scale: float = 1.0
+
+
+def parse_extractor(text: str) -> list[Part]:
+    """The parts of a specification. It is read, not executed: names, keywords and plain values are all there is.
+
+    Raises:
+        ConfigError: it is none.
+
+    >>> parse_extractor("scatternet+2*patches(size=5)")
+    [Part(name='scatternet', settings={}, scale=1.0), Part(name='patches', settings={'size': 5}, scale=2.0)]
+    """
+    try:
+        return _parts(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ConfigError(f"extractor={text!r}: expected extractors joined by +, {_EXAMPLE}") from error
+
+
+def _parts(node: ast.expr) -> list[Part]:
+    match node:
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return [*_parts(left), *_parts(right)]
+        case ast.BinOp(left=ast.Constant(value=int() | float() as scale), op=ast.Mult(), right=right):
+            (part,) = _parts(right)
+            return [Part(part.name, part.settings, float(scale) * part.scale)]
+        case ast.Name(id=name):
+            return [Part(name, {})]
+        case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
+            return [Part(name, {word.arg: ast.literal_eval(word.value) for word in keywords if word.arg is not None})]
+    raise ValueError(ast.dump(node))
