@@ -16,6 +16,7 @@ from scatterdp.errors import ConfigError
 
 InputNorm = Literal["BN", "GroupNorm", "GN", "none"]
 Optimizer = Literal["SGD", "Adam", "LR"]
+Schedule = Literal["constant", "cosine", "one_cycle"]
 Architecture = Literal["cnn", "resnet20", "resnet20_tanh", "preact_resnet20", "preact_resnet20_tanh"]
 
 DEFAULT_TARGET_EPSILON = 3.0
@@ -47,6 +48,8 @@ class BaselinesConfig:
     """SGD momentum in [0, 1). None: the recipe's."""
     nesterov: bool = False
     """Nesterov's momentum (SGD with momentum > 0)."""
+    schedule: Schedule | None = None
+    """Of the learning rate: constant, falling along a cosine, or rising and falling. None: the recipe's."""
     noise_multiplier: float | None = None
     """Noise standard deviation ÷ max_grad_norm. Given: ε is computed, and the published settings fill what is left out.
     None: solved for target_epsilon."""
@@ -187,8 +190,6 @@ class CnnsConfig(BaselinesConfig):
     """cnn: the published networks. The others: ResNet-20 with group normalisation, on pixels."""
     early_stop: bool = False
     """Stop when test accuracy has not risen for five epochs. ε stays that of the whole plan."""
-    schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
-    """Of the learning rate."""
     augmentation_multiplicity: int = 1
     """With augment: K augmented copies of each example share one clipped gradient (K times the work, no privacy cost)."""
     clipping: Literal["flat", "per_layer", "automatic"] = "flat"
@@ -232,7 +233,7 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "feature_dtype": ("float32", "float16"),
     "size": ("small", "None"),
     "arch": get_args(Architecture),
-    "schedule": ("constant", "cosine", "one_cycle"),
+    "schedule": (None, *get_args(Schedule)),
     "clipping": ("flat", "per_layer", "automatic"),
     "engine": ("mixed_ghost", "ghost", "crb", "vmap", "hooks", "loop"),
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from scatterdp.config import BaselinesConfig, CnnsConfig, InputNorm
+from scatterdp.config import BaselinesConfig, CnnsConfig, InputNorm, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,7 @@ class Recipe:
     bn_noise_multiplier: float = 8.0
     momentum: float = 0.9
     max_grad_norm: float = 0.1
+    schedule: Schedule = "constant"
     extractor: str = "scatternet"
 
 

@@ -22,6 +22,7 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "dataset": (["--dataset=some/folder"], "some/folder"),
     "augment": (["--augment"], True),
     "mirror": (["--mirror=False"], False),
+    "schedule": (["--schedule=cosine"], "cosine"),
     "extractor": (["--extractor=patches(size=5)"], "patches(size=5)"),
     "batch_size": (["--batch_size=4096"], 4096),
     "mini_batch_size": (["--mini_batch_size", "64"], 64),

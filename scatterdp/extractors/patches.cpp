@@ -20,6 +20,7 @@ constexpr int ROWS = H - P + 1, COLUMNS = W - P + 1;
 constexpr int BLOCK = 32;                          // positions, and filters, in work at once
 
 typedef float v16 __attribute__((vector_size(64), aligned(64)));
+typedef float loose16 __attribute__((vector_size(64), aligned(4)));  // of arrays that others have allocated
 static inline v16 ramp(v16 x) {
     const v16 zero = {};
     return x > zero ? x : zero;
@@ -106,7 +107,7 @@ static bool can_start() { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOM
 static void begin_tiles() {}
 static void end_tiles() {}
 static void multiply(const uint16_t *patches, const Constants &c, int filter, float (*products)[BLOCK]) {
-    const v16 *left = reinterpret_cast<const v16 *>(c.columns + size_t(filter / 16) * DEPTH * 16), *right = left + DEPTH;
+    const loose16 *left = reinterpret_cast<const loose16 *>(c.columns + size_t(filter / 16) * DEPTH * 16), *right = left + DEPTH;
     for (int row = 0; row < BLOCK; row += 4) {
         v16 sums[4][2] = {};
         for (int k = 0; k < VALUES; ++k)

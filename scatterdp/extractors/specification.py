@@ -45,5 +45,7 @@ def _parts(node: ast.expr) -> list[Part]:
         case ast.Name(id=name):
             return [Part(name, {})]
         case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
-            return [Part(name, {word.arg: ast.literal_eval(word.value) for word in keywords if word.arg is not None})]
+            settings = {word.arg: ast.literal_eval(word.value) for word in keywords if word.arg is not None}
+            if len(settings) == len(keywords):  # fewer: a setting twice, or **
+                return [Part(name, settings)]
     raise ValueError(ast.dump(node))

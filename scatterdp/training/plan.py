@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import dp_accounting
 
-from scatterdp.config import DEFAULT_TARGET_EPSILON, BaselinesConfig, CnnsConfig
+from scatterdp.config import DEFAULT_TARGET_EPSILON, BaselinesConfig, CnnsConfig, Schedule
 from scatterdp.engines.clipping import Clipping
 from scatterdp.errors import ConfigError
 from scatterdp.privacy.accounting import Accountant, epsilon_of
@@ -25,7 +25,6 @@ from scatterdp.privacy.calibration import calibrate_noise_multiplier, calibrate_
 from scatterdp.privacy.sampling import BatchSelection, Sampling, make_selection
 from scatterdp.privacy.statistics import statistics_event
 from scatterdp.recipes import recipe_of
-from scatterdp.training.schedules import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +184,6 @@ def _network(config: BaselinesConfig) -> dict[str, Any]:
         "head": config.head,
         "engine": config.engine,
         "clipping": config.clipping,
-        "schedule": config.schedule,
         "early_stop": config.early_stop,
         "augmentation_multiplicity": config.augmentation_multiplicity,
     }
@@ -220,6 +218,7 @@ def plan_from_config(config: BaselinesConfig, *, dataset_name: str, num_examples
         optimizer="Adam" if config.optim == "Adam" else "SGD",
         momentum=given("momentum"),
         nesterov=config.nesterov,
+        schedule=given("schedule"),
         max_grad_norm=given("max_grad_norm"),
         noise_multiplier=config.noise_multiplier,
         sampling=config.sampling,

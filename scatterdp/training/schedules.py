@@ -10,9 +10,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
-Schedule = Literal["constant", "cosine", "one_cycle"]
+from scatterdp.config import Schedule
 
 
 def lr_factor(schedule: Schedule, step: int, steps: int) -> float:

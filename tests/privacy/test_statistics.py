@@ -325,3 +325,46 @@ def test_bounds_depend_on_the_reference_alone():
     second = bounds_from_reference(reference.clone(), "eighths")
     assert torch.equal(first.scale, second.scale)
     assert (first.mean_bound, first.square_bound) == (second.mean_bound, second.square_bound)
+
+
+class TestBlocks:
+    """Features of several grids side by side are one vector of channels, released once."""
+
+    SHAPES = ((2, 2, 3), (3, 1, 1))
+
+    def make(self, n: int = 40) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        generator = torch.Generator().manual_seed(0)
+        parts = [torch.randn(n, *shape, generator=generator, dtype=torch.float64) * 3 + 1 for shape in self.SHAPES]
+        return torch.cat([part.flatten(1) for part in parts], 1)[:, :, None, None], parts
+
+    def test_each_channel_has_its_own_mean_and_variance(self):
+        flat, parts = self.make()
+        bounds = bounds_from_reference(flat, "made for a test", shapes=self.SHAPES)
+        assert bounds.scale.shape == (5,)
+        statistics, entry = release_channel_statistics(
+            flat.split(7), num_examples=40, bounds=bounds, noise_multiplier=0.0, key=KEY
+        )
+        mean = torch.cat([part.mean((0, 2, 3)) for part in parts])
+        square = torch.cat([part.square().mean((0, 2, 3)) for part in parts])
+        torch.testing.assert_close(statistics.mean, mean)
+        torch.testing.assert_close(statistics.variance, square - mean.square())
+        assert entry.event == statistics_event(0.0)
+
+    def test_one_bound_holds_for_all_blocks_together(self):
+        flat, _ = self.make()
+        bounds = StatisticsBounds(
+            scale=torch.ones(5, dtype=torch.float64), mean_bound=0.5, square_bound=0.5, source="", shapes=self.SHAPES
+        )
+        keep = {"num_examples": 1, "bounds": bounds, "noise_multiplier": 0.0, "key": KEY}
+        for i in range(5):
+            statistics, _ = release_channel_statistics([flat[i : i + 1]], **keep)
+            assert statistics.mean.norm() <= 0.5 * (1 + 1e-12)  # of the whole vector, not of each block
+        moved = [release_channel_statistics([rows], **keep)[0].mean for rows in (flat[:10], flat[1:10])]
+        assert (moved[0] - moved[1]).norm() <= 0.5 * (1 + 1e-12)
+
+    def test_one_block_is_the_features_shape(self):
+        features = torch.rand(20, 4, 2, 2)
+        named = bounds_from_reference(features, "", shapes=[(4, 2, 2)])
+        plain = bounds_from_reference(features, "")
+        assert torch.equal(named.scale, plain.scale)
+        assert (named.mean_bound, named.square_bound) == (plain.mean_bound, plain.square_bound)

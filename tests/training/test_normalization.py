@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from scatterdp.cache import FeatureCache
+from scatterdp.cache import FeatureCache, extract_features
 from scatterdp.errors import ConfigError
+from scatterdp.extractors import make_extractor
 from scatterdp.extractors.base import Extractor
 from scatterdp.extractors.reference import DESCRIPTION, reference_features
 from scatterdp.heads import Standardize
@@ -96,3 +97,33 @@ def test_restored_normalisers_are_equal_and_release_nothing(
     assert type(restored) is type(released)
     x = torch.randn(4, 6, 2, 2)
     assert torch.equal(restored(x), released(x))
+
+
+class TestBlocks:
+    @pytest.fixture
+    def extractor(self, small_dataset):
+        return make_extractor("pixels + 0.5*patches(patches=32, size=3, grid=2)", small_dataset.image_shape)
+
+    @pytest.fixture
+    def features(self, small_dataset, extractor, tmp_path):
+        with extract_features(small_dataset, extractor, features_dir=tmp_path) as features:
+            yield features
+
+    def test_channels_come_to_their_blocks_scale(self, features, extractor):
+        plan = make_plan(input_norm="BN", bn_noise_multiplier=0.0)
+        normalizer, (entry,) = release_normalizer(features, plan, extractor=extractor, key=KEY)
+        rows = torch.cat([torch.from_numpy(block) for _, block in features.iter_rows("train", 60)])
+        pixels, patches = normalizer(rows).flatten(1).split([64, 256], 1)
+        assert abs(pixels.mean().item()) < 0.2  # statistics are clipped: about 0 and 1
+        assert 0.7 < pixels.std().item() < 1.3
+        channels = patches.unflatten(1, (64, 4))
+        live = rows.flatten(1)[:, 64:].unflatten(1, (64, 4)).transpose(0, 1).flatten(1).std(1) > 1e-3
+        spread = channels.transpose(0, 1).flatten(1).std(1)[live]
+        assert 0.3 < spread.median() < 0.7
+        assert entry.event == statistics_event(0.0)  # one pair of releases, however many blocks
+        again = restore_normalizer(features, plan, normalizer.state_dict())
+        assert torch.equal(again(rows), normalizer(rows))
+
+    def test_scales_need_released_statistics(self, features, extractor):
+        with pytest.raises(ConfigError, match=r"input_norm=none: blocks are scaled by released statistics"):
+            release_normalizer(features, make_plan(input_norm="none"), extractor=extractor, key=KEY)

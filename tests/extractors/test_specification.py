@@ -1,0 +1,92 @@
+"""Extractors in words, and side by side."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scatterdp.errors import ConfigError, UserError
+from scatterdp.extractors import make_extractor
+from scatterdp.extractors.base import Block, blocks_of
+from scatterdp.extractors.concat import Concat
+from scatterdp.extractors.specification import Part, parse_extractor
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("pixels", [Part("pixels", {})]),
+        (" patches( size = 5, mirror=False ) ", [Part("patches", {"size": 5, "mirror": False})]),
+        ("a+b(x='y')+0.5*c", [Part("a", {}), Part("b", {"x": "y"}), Part("c", {}, 0.5)]),
+        ("2*a(x=-1.5)", [Part("a", {"x": -1.5}, 2.0)]),
+    ],
+)
+def test_words(text, parts):
+    assert parse_extractor(text) == parts
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a+", "a-b", "a b", "a(1)", "a(**x)", "a(x=y)", "a(x=__import__('os'))", "a.b", "2*(a+b)", "a*2", "[a]", "(" * 500,
+     "lambda: a", "a(x=1, x=2)", "1", "'a'"],
+)  # fmt: skip
+def test_what_is_no_specification(text):
+    with pytest.raises(ConfigError, match="expected extractors joined by"):
+        parse_extractor(text)
+
+
+SPECIFICATION = "scatternet(J=1, L=4) + 0.5*patches(patches=32, size=3, grid=2) + patches(patches=32, size=4, grid=1)"
+
+
+def test_parts_stand_side_by_side():
+    extractor = make_extractor(SPECIFICATION, (1, 8, 8))
+    assert isinstance(extractor, Concat)
+    images = torch.rand(3, 1, 8, 8)
+    expected = torch.cat([part(images).flatten(1) for part in extractor.parts], 1)
+    assert torch.equal(extractor(images), expected[:, :, None, None])
+    assert extractor.output_shape == (expected.shape[1], 1, 1)
+    assert blocks_of(extractor) == (
+        Block(name="scatternet", shape=(5, 4, 4)),
+        Block(name="patches", shape=(64, 2, 2), scale=0.5),
+        Block(name="patches-2", shape=(64, 1, 1)),
+    )
+    assert extractor(images[:0]).shape == (0, *extractor.output_shape)
+
+
+def test_the_fingerprint_names_parts_order_and_scales():
+    texts = [SPECIFICATION, SPECIFICATION.replace("0.5*", "0.25*"), SPECIFICATION.replace("J=1", "J=2"), "patches(size=3)",
+             "2*patches(size=3)", "patches(size=3)+pixels", "pixels+patches(size=3)"]  # fmt: skip
+    assert len({make_extractor(text, (1, 8, 8)).fingerprint for text in texts}) == len(texts)
+    assert make_extractor(SPECIFICATION, (1, 8, 8)).fingerprint == make_extractor(SPECIFICATION, (1, 8, 8)).fingerprint
+
+
+def test_a_single_part_is_itself():
+    assert make_extractor("patches(size=3)", (1, 8, 8)).fingerprint == (
+        make_extractor("patches", (1, 8, 8), size=3).fingerprint
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        ("resnet", {}, "extractor='resnet': expected one of patches, pixels, scatternet"),
+        ("scatternet+resnet", {}, "extractor='resnet': expected one of"),
+        ("scatternet+patches", {"J": 1}, "J: of which part?"),
+        ("0*patches+pixels", {}, "scale=[0.0, 1.0]: expected a finite number > 0"),
+        ("scatternet(K=3)", {}, "K=3: scatternet has no such setting"),
+        ("pixels(x=1)+pixels", {}, "x=1: pixels has no such setting"),
+    ],
+)
+def test_bad_parts(text, settings, message):
+    with pytest.raises(ConfigError) as raised:
+        make_extractor(text, (1, 8, 8), **settings)
+    assert str(raised.value).startswith(message)
+
+
+def test_parts_must_take_the_same_images():
+    with pytest.raises(ConfigError, match="they take images of"):
+        Concat([make_extractor("pixels", (1, 8, 8)), make_extractor("pixels", (1, 8, 9))], [1.0, 1.0])
+    with pytest.raises(ConfigError, match="at least one"):
+        Concat([], [])
+    with pytest.raises(UserError, match="NaN"):
+        make_extractor("pixels+pixels", (1, 8, 8))(torch.full((1, 1, 8, 8), float("nan")))
