@@ -69,6 +69,10 @@ class BaselinesConfig:
     mirror: bool | None = None
     """ScatterNet alone, its features folded with those of the mirror image (True) or not (False): half the dimensions, a free
     invariance for images whose mirror image means the same (not for digits). None: the recipe's."""
+    precondition: int | None = None
+    """Scale features down along so many principal directions of synthetic images' features: costs no budget. 0: none. None: the recipe's."""
+    precondition_power: float = 0.5
+    """By how much: 1 makes those directions equally long, 0 leaves them."""
     max_epsilon: float | None = None
     """Stop before the step that would take ε above this."""
     sample_batches: bool = False
@@ -106,10 +110,11 @@ class BaselinesConfig:
         return "cnns" if issubclass(cls, CnnsConfig) else "baselines"
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("mini_batch_size", 1), ("epochs", 1), ("num_groups", 1), ("seed", 0)):
+        least = {"batch_size": 1, "mini_batch_size": 1, "epochs": 1, "num_groups": 1, "seed": 0, "precondition": 0}
+        for name, lowest in least.items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{name}={value}: expected a whole number ≥ {least}")
+            if value is not None and value < lowest:
+                raise ConfigError(f"{name}={value}: expected a whole number ≥ {lowest}")
         for name in ("lr", "max_grad_norm", "max_epsilon", "target_epsilon"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
@@ -127,6 +132,10 @@ class BaselinesConfig:
             raise ConfigError("augment: has no effect with optim=LR, leave it out")
         if self.momentum is not None and not 0 <= self.momentum < 1:
             raise ConfigError(f"momentum={self.momentum}: expected a number in [0, 1)")
+        if not 0 <= self.precondition_power <= 1:
+            raise ConfigError(f"precondition_power={self.precondition_power}: expected a number from 0 to 1")
+        if self.precondition and self.optim == "LR":
+            raise ConfigError(f"precondition={self.precondition}: has no effect with optim=LR, leave it out")
         if not 0 < self.target_delta < 1:
             raise ConfigError(f"target_delta={self.target_delta}: expected a number between 0 and 1")
         if self.noise_multiplier is not None and self.target_epsilon is not None:
@@ -238,4 +247,5 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "engine": ("mixed_ghost", "ghost", "crb", "vmap", "hooks", "loop"),
 }
 _NUMBERS = ("batch_size", "mini_batch_size", "lr", "momentum", "noise_multiplier", "max_grad_norm", "epochs", "num_groups",
-            "bn_noise_multiplier", "max_epsilon", "target_epsilon", "target_delta", "seed", "augmentation_multiplicity")  # fmt: skip
+            "bn_noise_multiplier", "max_epsilon", "target_epsilon", "target_delta", "seed", "augmentation_multiplicity", "precondition",
+            "precondition_power")  # fmt: skip

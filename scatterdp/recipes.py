@@ -26,6 +26,7 @@ class Recipe:
     momentum: float = 0.9
     max_grad_norm: float = 0.1
     schedule: Schedule = "constant"
+    precondition: int = 0
     extractor: str = "scatternet"
 
 

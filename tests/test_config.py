@@ -23,6 +23,8 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "augment": (["--augment"], True),
     "mirror": (["--mirror=False"], False),
     "schedule": (["--schedule=cosine"], "cosine"),
+    "precondition": (["--precondition=100"], 100),
+    "precondition_power": (["--precondition_power=0.7"], 0.7),
     "extractor": (["--extractor=patches(size=5)"], "patches(size=5)"),
     "batch_size": (["--batch_size=4096"], 4096),
     "mini_batch_size": (["--mini_batch_size", "64"], 64),

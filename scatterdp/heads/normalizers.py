@@ -35,6 +35,27 @@ class Standardize(nn.Module):
         return (x - self.mean[:, None, None]) * self.scale[:, None, None]
 
 
+class Precondition(nn.Module):
+    """``A x`` of flat features x, with ``A = I - V diag(1 - f) Vᵀ``: some directions are scaled by factors f, the others stay.
+
+    Args:
+        directions: V ``(D, k)`` float32, orthonormal columns.
+        factors: f ``(k,)`` float32.
+    """
+
+    directions: Tensor
+    factors: Tensor
+
+    def __init__(self, directions: Tensor, factors: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("directions", directions.float())
+        self.register_buffer("factors", factors.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        return (flat - ((flat @ self.directions) * (1 - self.factors)) @ self.directions.t()).view_as(x)
+
+
 def group_normalizer(num_channels: int, num_groups: int) -> nn.GroupNorm:
     """Group normalisation without parameters (Wu & He 2018).
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from scatterdp.cache import FeatureCache
 from scatterdp.engines import ENGINES, check_by_example
 from scatterdp.errors import UserError
 from scatterdp.extractors.base import Extractor
-from scatterdp.heads import Head, make_classifier
+from scatterdp.heads import Head, Precondition, make_classifier
 from scatterdp.privacy.ledger import Ledger, finite_or_none
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.checkpoint import Checkpoint
@@ -23,6 +24,7 @@ from scatterdp.training.evaluation import evaluate
 from scatterdp.training.loop import TrainingState, train
 from scatterdp.training.normalization import release_normalizer, restore_normalizer
 from scatterdp.training.plan import TrainingPlan
+from scatterdp.training.preconditioning import folded, synthetic_precondition
 from scatterdp.training.result import FitResult, certify
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, AugmentedRows, FeatureRows, load_rows
 
@@ -79,11 +81,16 @@ def fit(
     if resume is None:
         key = (key or RandomKey.from_system()).bound_to(here)
         normalizer, entries = release_normalizer(features, plan, extractor=extractor, key=key)
+        if plan.precondition:
+            scale = synthetic_precondition(
+                extractor, normalizer, directions=plan.precondition, power=plan.precondition_power
+            )
+            normalizer = nn.Sequential(normalizer, scale)
         ledger = Ledger(entries)
         metrics: list[dict[str, Any]] = []
     else:
         key = resume.key
-        normalizer = restore_normalizer(features, plan, resume.normalizer)
+        normalizer = _restored(features, plan, resume.normalizer)
         ledger = Ledger.from_json(resume.ledger)
         metrics = list(resume.metrics)
     initial = int(key.words("initial weights", counter=0, count=1)[0] >> np.uint64(1))
@@ -159,9 +166,16 @@ def fit(
     stopped = plan.early_stop and _has_stalled([row["test_accuracy"] for row in metrics])
     engine = ENGINES[plan.engine]
     ledger.record(train(state, rows, plan, key=key, engine=engine, after_epoch=after_epoch, stopped=stopped))
+    average = state.average.average
+    if plan.precondition and isinstance(head.classifier, nn.Linear):
+        normalizer, precondition = head.normalizer.children()
+        assert isinstance(precondition, Precondition)
+        average = folded(average, precondition)
+        head.classifier.load_state_dict(folded(head.classifier.state_dict(), precondition))
+        head = Head(normalizer, head.classifier)
     return FitResult(
         head=head,
-        average=state.average.average,
+        average=average,
         test_accuracy=metrics[-1]["test_accuracy"],
         test_accuracy_ema=metrics[-1]["test_accuracy_ema"],
         certificate=certify(
@@ -176,6 +190,14 @@ def fit(
         metrics=metrics,
         seconds=time.monotonic() - begin,
     )
+
+
+def _restored(features: FeatureCache, plan: TrainingPlan, state: dict[str, Any]) -> nn.Module:
+    """The normaliser whose state dict was saved, with its preconditioner."""
+    if not plan.precondition:
+        return restore_normalizer(features, plan, state)
+    first, second = ({name[2:]: value for name, value in state.items() if name[0] == part} for part in "01")
+    return nn.Sequential(restore_normalizer(features, plan, first), Precondition(**second))
 
 
 def _check_belonging(

@@ -49,6 +49,8 @@ class TrainingPlan:
         engine: a key of :data:`scatterdp.engines.ENGINES`; ``"linear"`` serves the linear head only.
         clipping: which clipping function bounds each example's gradient; all have the same sensitivity.
         schedule: of the learning rate.
+        precondition: number of principal directions of synthetic images' features along which features are scaled down; 0 for none.
+        precondition_power: by how much: 1 makes them equally long, 0 leaves them.
         augmentation_multiplicity: K augmented copies of an example share one clipped gradient; no privacy meaning.
         early_stop: stop when test accuracy has not risen for five epochs. What is spent stays what was planned: the moment of
             stopping depends on what was released, and a budget that is planned covers every moment.
@@ -79,6 +81,8 @@ class TrainingPlan:
     schedule: Schedule = "constant"
     early_stop: bool = False
     augmentation_multiplicity: int = 1
+    precondition: int = 0
+    precondition_power: float = 0.5
 
     def __post_init__(self) -> None:
         make_selection(self.sampling, num_examples=self.num_examples, batch_size=self.batch_size, steps=1)
@@ -88,6 +92,10 @@ class TrainingPlan:
         if self.augmentation_multiplicity > 1 and self.engine == "linear":
             raise ConfigError(
                 f"augmentation_multiplicity={self.augmentation_multiplicity}: engine 'linear' takes one copy; take engine='mixed_ghost'"
+            )
+        if self.precondition < 0 or not 0 <= self.precondition_power <= 1:
+            raise ConfigError(
+                f"precondition={self.precondition}, precondition_power={self.precondition_power}: expected at least 0, and 0 to 1"
             )
         for name in ("noise_multiplier", "bn_noise_multiplier", "lr", "max_grad_norm"):
             value = getattr(self, name)
@@ -219,6 +227,8 @@ def plan_from_config(config: BaselinesConfig, *, dataset_name: str, num_examples
         momentum=given("momentum"),
         nesterov=config.nesterov,
         schedule=given("schedule"),
+        precondition=given("precondition"),
+        precondition_power=config.precondition_power,
         max_grad_norm=given("max_grad_norm"),
         noise_multiplier=config.noise_multiplier,
         sampling=config.sampling,
