@@ -1,0 +1,137 @@
+"""The preconditioner from synthetic images."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from scatterdp import baselines
+from scatterdp.cache import FeatureCache
+from scatterdp.datasets import load_dataset
+from scatterdp.errors import ConfigError
+from scatterdp.extractors import make_extractor
+from scatterdp.extractors.base import Extractor
+from scatterdp.heads import Precondition
+from scatterdp.privacy.randomness import RandomKey
+from scatterdp.training import fit as fit_module
+from scatterdp.training import preconditioning
+from scatterdp.training.checkpoint import Checkpoint
+from scatterdp.training.fit import fit
+from scatterdp.training.plan import TrainingPlan
+from scatterdp.training.preconditioning import folded, synthetic_precondition
+
+PLAN = TrainingPlan(num_examples=60, batch_size=20, epochs=4, lr=1.0, noise_multiplier=0.5, input_norm="BN",
+                    precondition=5, precondition_power=0.5)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch):
+    monkeypatch.setattr(preconditioning, "NUM_IMAGES", 200)
+
+
+def test_directions_are_scaled_and_the_rest_stays():
+    directions, _ = torch.linalg.qr(torch.randn(12, 3, generator=torch.Generator().manual_seed(0)))
+    scale = Precondition(directions, torch.tensor([0.1, 0.5, 1.0]))
+    x = torch.randn(4, 3, 2, 2)
+    flat, out = x.flatten(1), scale(x)
+    assert out.shape == x.shape
+    inside = flat @ directions
+    torch.testing.assert_close(
+        out.flatten(1) @ directions, inside * torch.tensor([0.1, 0.5, 1.0]), atol=1e-5, rtol=1e-5
+    )
+    rest = flat - inside @ directions.t()
+    out_rest = out.flatten(1) - out.flatten(1) @ directions @ directions.t()
+    torch.testing.assert_close(out_rest, rest, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_synthetic_features_come_to_the_lengths_that_the_power_says(small_extractor: Extractor, power):
+    scale = synthetic_precondition(small_extractor, nn.Identity(), directions=4, power=power)
+    features = small_extractor(preconditioning._images(small_extractor)).flatten(1)
+    features -= features.mean(0)
+    before, after = (torch.linalg.svdvals(x) for x in (features, scale(features)))
+    expected = torch.cat([before[:4] * (before[3] / before[:4]) ** power, before[4:]])
+    torch.testing.assert_close(after, expected.sort(descending=True).values, rtol=2e-3, atol=1e-3 * before[0].item())
+
+
+def test_it_depends_on_no_data_and_not_on_the_process_random_state(small_extractor: Extractor):
+    first = synthetic_precondition(small_extractor, nn.Identity(), directions=4, power=0.5)
+    torch.manual_seed(123)
+    state = torch.get_rng_state()
+    again = synthetic_precondition(small_extractor, nn.Identity(), directions=4, power=0.5)
+    assert torch.equal(first.directions, again.directions)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_folded_weights_give_the_same_logits():
+    directions, _ = torch.linalg.qr(torch.randn(12, 3))
+    scale = Precondition(directions, torch.tensor([0.1, 0.5, 1.0]))
+    linear, plain, x = nn.Linear(12, 4), nn.Linear(12, 4), torch.randn(5, 12)
+    plain.load_state_dict(folded(linear.state_dict(), scale))
+    torch.testing.assert_close(plain(x), linear(scale(x)), atol=1e-5, rtol=1e-5)
+
+
+def test_the_head_that_comes_out_needs_no_preconditioner(small_features: FeatureCache, small_extractor: Extractor):
+    result = fit(small_features, PLAN, extractor=small_extractor, key=RandomKey.from_seed(0))
+    assert set(result.head.state_dict()) == {
+        "normalizer.mean",
+        "normalizer.scale",
+        "classifier.weight",
+        "classifier.bias",
+    }
+    images = torch.cat([torch.from_numpy(block) for _, block in small_features.iter_rows("test", 100)])
+    with torch.no_grad():
+        correct = result.head(images).argmax(1) == torch.from_numpy(small_features.labels("test"))
+    assert correct.float().mean().item() == pytest.approx(result.test_accuracy)
+    plain = fit(
+        small_features, dataclasses.replace(PLAN, precondition=0), extractor=small_extractor, key=RandomKey.from_seed(0)
+    )
+    assert [entry["event"] for entry in result.certificate["ledger"]] == [
+        entry["event"] for entry in plain.certificate["ledger"]
+    ]
+    assert not torch.equal(
+        plain.head.classifier.get_parameter("weight"), result.head.classifier.get_parameter("weight")
+    )
+
+
+def test_a_resumed_run_keeps_its_preconditioner(small_features, small_extractor, monkeypatch, tmp_path):
+    monkeypatch.setattr(fit_module, "CHECKPOINT_SECONDS", 0)
+    saved: list[Path] = []
+
+    def keep(checkpoint: Checkpoint) -> None:
+        saved.append(tmp_path / str(len(saved)))
+        checkpoint.save(saved[-1])
+
+    whole = fit(small_features, PLAN, extractor=small_extractor, key=RandomKey.from_seed(0), on_checkpoint=keep)
+    monkeypatch.setattr(fit_module, "synthetic_precondition", lambda *_, **__: pytest.fail("computed again"))
+    for path in (saved[0], saved[2]):
+        resumed = fit(small_features, PLAN, extractor=small_extractor, resume=Checkpoint.load(path))
+        for name, value in whole.head.state_dict().items():
+            assert torch.equal(resumed.head.state_dict()[name], value), name
+
+
+def test_more_directions_than_features(small_features, small_extractor):
+    plan = dataclasses.replace(PLAN, precondition=25)
+    with pytest.raises(ConfigError, match=r"precondition=25: expected at most 24 directions for 24 features"):
+        fit(small_features, plan, extractor=small_extractor)
+
+
+def test_on_the_command_line(tmp_path, monkeypatch, accounting_once, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--dataset=digits", "--extractor=0.5*scatternet + patches(patches=32, size=3)", "--input_norm=BN", "--seed=1",
+             "--bn_noise_multiplier=20", "--precondition=20", "--noise_multiplier=3", "--epochs=3", "--run_dir=run"]  # fmt: skip
+    assert baselines.main(flags) == 0
+    weights = load_file("run/model.safetensors")
+    digits = load_dataset("digits")
+    size = make_extractor("scatternet+patches(patches=32, size=3)", digits.image_shape).output_shape[0]
+    assert weights["classifier.weight"].shape == (10, size)
+    certificate = json.loads(Path("run/certificate.json").read_text())
+    assert certificate["features"]["config"]["scales"] == {"scatternet": 0.5, "patches": 1.0}
+    assert baselines.main(["--dataset=digits", "--precondition=3", "--optim=LR"]) == 2
+    assert "precondition=3: has no effect with optim=LR" in capsys.readouterr().err
