@@ -34,7 +34,15 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "mnist": Recipe(batch_size=16384, lr=12, epochs=100, input_norm="BN", bn_noise_multiplier=16),
     "fmnist": Recipe(batch_size=16384, lr=16, epochs=100, input_norm="GroupNorm"),
-    "cifar10": Recipe(batch_size=8192, lr=4, epochs=60, input_norm="BN", extractor="scatternet(mirror=True)"),
+    "cifar10": Recipe(
+        batch_size=8192,
+        lr=13,
+        epochs=20,
+        input_norm="BN",
+        bn_noise_multiplier=20,
+        extractor="0.5*scatternet(mirror=True)+patches",
+        precondition=500,
+    ),
     "digits": Recipe(batch_size=512, lr=4, epochs=30, input_norm="GroupNorm"),
 }
 
