@@ -24,7 +24,7 @@ from scatterdp.datasets import Dataset, load_dataset
 from scatterdp.errors import ConfigError
 from scatterdp.extractors import make_extractor
 from scatterdp.extractors.base import Extractor
-from scatterdp.heads import group_normalizer, make_classifier
+from scatterdp.heads import make_classifier
 from scatterdp.privacy.accounting import ACCOUNTANTS, epsilon_of
 from scatterdp.privacy.certificate import rounded_up
 from scatterdp.privacy.randomness import RandomKey
@@ -35,6 +35,7 @@ from scatterdp.training.checkpoint import Checkpoint
 from scatterdp.training.device import resolve_device
 from scatterdp.training.fit import fit
 from scatterdp.training.logistic_regression import fit_logistic_regression
+from scatterdp.training.normalization import check_normalizer
 from scatterdp.training.plan import TrainingPlan, plan_from_config
 from scatterdp.training.result import FitResult
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH
@@ -63,8 +64,7 @@ def run(config: BaselinesConfig) -> RunFolder:
     words = extractor_of(config, recipe_name, len(dataset.x_train))
     extractor = make_extractor(words, dataset.image_shape).to(device)
     make_classifier(plan.head, extractor.output_shape, dataset.num_classes)  # says so before minutes of extraction
-    if plan.input_norm == "GroupNorm":
-        group_normalizer(extractor.output_shape[0], plan.num_groups)  # say so before minutes of extraction
+    check_normalizer(plan, extractor)
     if config.logdir is not None:
         try:
             config.logdir.mkdir(parents=True, exist_ok=True)

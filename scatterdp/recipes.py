@@ -33,7 +33,15 @@ class Recipe:
 #: What the command line fills in when it solves for the noise.
 RECIPES: dict[str, Recipe] = {
     "mnist": Recipe(batch_size=16384, lr=12, epochs=100, input_norm="BN", bn_noise_multiplier=16),
-    "fmnist": Recipe(batch_size=16384, lr=16, epochs=100, input_norm="GroupNorm"),
+    "fmnist": Recipe(
+        batch_size=8192,
+        lr=10,
+        epochs=30,
+        input_norm="BN",
+        bn_noise_multiplier=20,
+        extractor="scatternet(mirror=True)+patches(mirror=True)",
+        precondition=500,
+    ),
     "cifar10": Recipe(
         batch_size=8192,
         lr=13,

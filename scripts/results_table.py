@@ -23,7 +23,7 @@ PUBLISHED = {"mnist": 98.7, "fmnist": 89.7, "cifar10": 67.0}
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to run."""
+    """What to run, and where the data and features are."""
 
     datasets: tuple[str, ...] = ("mnist", "fmnist", "cifar10")
     seeds: tuple[int, ...] = (0, 1, 2)

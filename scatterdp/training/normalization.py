@@ -29,12 +29,9 @@ def release_normalizer(
         UserError: features that are not finite.
         ConfigError: groups that do not divide the channels.
     """
+    check_normalizer(plan, extractor)
     blocks = blocks_of(extractor)
     if plan.input_norm != "BN":
-        if any(block.scale != 1 for block in blocks):
-            raise ConfigError(
-                f"input_norm={plan.input_norm}: blocks are scaled by released statistics; take BN, or no scales"
-            )
         return _free_normalizer(features, plan), []
     statistics, entry = release_channel_statistics(
         (torch.from_numpy(block) for _, block in features.iter_rows("train", _BLOCK)),
@@ -48,6 +45,21 @@ def release_normalizer(
     if len(blocks) == 1 and blocks[0].scale == 1:
         return Standardize.from_statistics(statistics), [entry]
     return _standardize_blocks(statistics, blocks), [entry]
+
+
+def check_normalizer(plan: TrainingPlan, extractor: Extractor) -> None:
+    """Refuse a plan whose normaliser cannot serve the extractor's features.
+
+    Raises:
+        ConfigError: groups that do not divide the channels; scaled blocks without released statistics.
+    """
+    if plan.input_norm != "BN" and any(block.scale != 1 for block in blocks_of(extractor)):
+        raise ConfigError(
+            f"input_norm={plan.input_norm}: blocks are scaled by released statistics; give --input_norm=BN, or features without scales, "
+            "such as --extractor=scatternet"
+        )
+    if plan.input_norm == "GroupNorm":
+        group_normalizer(extractor.output_shape[0], plan.num_groups)
 
 
 def _standardize_blocks(statistics: ChannelStatistics, blocks: tuple[Block, ...]) -> Standardize:
