@@ -37,6 +37,7 @@ from scatterdp.training.fit import fit
 from scatterdp.training.logistic_regression import fit_logistic_regression
 from scatterdp.training.normalization import check_normalizer
 from scatterdp.training.plan import TrainingPlan, plan_from_config
+from scatterdp.training.preconditioning import check_directions
 from scatterdp.training.result import FitResult
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH
 
@@ -65,6 +66,7 @@ def run(config: BaselinesConfig) -> RunFolder:
     extractor = make_extractor(words, dataset.image_shape).to(device)
     make_classifier(plan.head, extractor.output_shape, dataset.num_classes)  # says so before minutes of extraction
     check_normalizer(plan, extractor)
+    check_directions(plan.precondition, extractor)
     if config.logdir is not None:
         try:
             config.logdir.mkdir(parents=True, exist_ok=True)

@@ -42,10 +42,7 @@ def synthetic_precondition(
     Raises:
         ConfigError: more directions than features or synthetic images have.
     """
-    size = int(np.prod(extractor.output_shape))
-    most = min(NUM_IMAGES // 2, size)
-    if directions > most:
-        raise ConfigError(f"precondition={directions}: expected at most {most} directions for {size} features")
+    most = check_directions(directions, extractor)
     features = torch.cat([normalizer(extractor(batch).cpu()).flatten(1) for batch in _images(extractor).split(_BATCH)])
     features -= features.mean(0)
     with torch.random.fork_rng(devices=[]):
@@ -53,6 +50,19 @@ def synthetic_precondition(
         _, values, vectors = torch.svd_lowrank(features, q=min(directions + _SPARE, most), niter=2)
     values = values[:directions].clamp(min=1e-6 * values[0])
     return Precondition(vectors[:, :directions].contiguous(), (values[-1] / values) ** power)
+
+
+def check_directions(directions: int, extractor: Extractor) -> int:
+    """The most directions that there are.
+
+    Raises:
+        ConfigError: these are more.
+    """
+    size = int(np.prod(extractor.output_shape))
+    most = min(NUM_IMAGES // 2, size)
+    if directions > most:
+        raise ConfigError(f"precondition={directions}: expected at most {most} directions for {size} features")
+    return most
 
 
 def folded(weights: dict[str, Tensor], precondition: Precondition) -> dict[str, Tensor]:

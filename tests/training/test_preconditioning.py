@@ -133,5 +133,8 @@ def test_on_the_command_line(tmp_path, monkeypatch, accounting_once, capsys):
     assert weights["classifier.weight"].shape == (10, size)
     certificate = json.loads(Path("run/certificate.json").read_text())
     assert certificate["features"]["config"]["scales"] == {"scatternet": 0.5, "patches": 1.0}
+    assert baselines.main(["--dataset=digits", "--noise_multiplier=3", "--precondition=9999", "--run_dir=none"]) == 2
+    assert "precondition=9999: expected at most" in capsys.readouterr().err
+    assert not Path("none").exists()
     assert baselines.main(["--dataset=digits", "--precondition=3", "--optim=LR"]) == 2
     assert "precondition=3: has no effect with optim=LR" in capsys.readouterr().err
