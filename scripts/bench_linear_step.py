@@ -43,7 +43,7 @@ class Options:
     opacus: bool = True
 
 
-def sum_engine(model, loss, x, y, *, max_grad_norm, clipping="flat", squared_norms=None) -> ClippedSum:
+def sum_engine(model, loss, x, y, *, max_grad_norm, clipping="flat", squared_norms=None, copies=1) -> ClippedSum:
     """The linear engine without norms and clipping: the non-private gradient."""
     residuals = torch.softmax((model.weight.detach() @ x.t()).t() + model.bias.detach(), 1)
     residuals[torch.arange(len(y)), y] -= 1

@@ -117,37 +117,48 @@ def weighted(per_example: dict[str, Tensor], factors: Tensor) -> dict[str, Tenso
 
 _SMALLEST = 1e-30
 _ROUNDING = 5e-7  # eight times that of single precision
-_CANCELLED = 0.012  # of the product of norms: below it inner products need double precision
-_PRODUCT_ROUNDING = (
-    2e-7  # what single precision may take from an inner product of Gram matrices, of the product of norms
-)
-_SQUARES = (1e-20, 1e20)  # sums of squares that single precision computes without under- or overflow of what counts
+_CANCELLED = 0.02  # of the product of norms: below it inner products need double precision
+_UNIT = 6e-8  # half the distance from 1 to the next number of single precision
+_SQUARES = (1e-20, 1e20)  # of u, v and their product: single precision loses nothing that counts between these
 _CACHED_NUMBERS = 1 << 22  # in work at once, to stay in a core's cache; by measurement
 
 
 def _squares_of_products(
-    inner_products: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]], u: Tensor, v: Tensor, numbers: int
+    inner_products: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
+    u: Tensor,
+    v: Tensor,
+    *,
+    numbers: int,
+    depth: int,
 ) -> Tensor:
     """Squared norms ``(b,)`` from above, in double precision, of gradients known by inner products of what they are made of.
 
     Where V nearly sums to zero over positions and U is nearly constant the gradient is a small difference of large products. Single
-    precision will do where it is not: rows where products cancel are computed again in double precision. And what rounding of the
-    weighted sum to single precision may add is added to the norm, for the sum must stay within the bound for every example.
+    precision will do where it is not: rows where products cancel, and such as may over- or underflow, are computed again in double
+    precision. What rounding may take from the products, and what it may add to the weighted sum, is added to the norm: the sum must stay
+    within the bound for every example.
 
     Args:
         inner_products: of some examples' ``(u, v)``: ‖V Uᵀ‖², ‖U‖² and ‖V‖², each ``(b,)``.
         u, v: ``(b, …)``.
         numbers: that the inner products of one example need, to choose how many examples are in work at once.
+        depth: how many products are added up to one inner product. Equal ones are all rounded the same way.
     """
+    if v.dtype in (torch.float16, torch.bfloat16):
+        u, v = u.float(), v.float()
     size = max(1, _CACHED_NUMBERS // numbers)
     pieces = [inner_products(*piece) for piece in zip(u.split(size), v.split(size), strict=True)]
     products, *squares = (torch.cat(column).double() for column in zip(*pieces, strict=True))
     largest = squares[0] * squares[1]
-    products += _PRODUCT_ROUNDING * largest
-    precise = products > _CANCELLED * largest  # false for NaN
-    for square in squares:
+    if v.dtype == torch.float64:
+        return _from_above(products, largest)
+    # A processor adds in 16 lanes or more; a graphics card may add one by one.
+    in_succession = depth / 16 if v.device.type == "cpu" else depth
+    precise = (products > _CANCELLED * largest) & products.isfinite()  # false for NaN
+    for square in (*squares, largest):
         precise &= (square > _SQUARES[0]) & (square < _SQUARES[1])
-    if v.dtype != torch.float64 and not precise.all():
+    products += 2 * _UNIT * (1 + in_succession) * largest
+    if not precise.all():
         for rows in (~precise).nonzero()[:, 0].split(size):
             products[rows], *squares = inner_products(u[rows].double(), v[rows].double())
             largest[rows] = squares[0] * squares[1]
@@ -229,7 +240,9 @@ class MatrixRule(Rule):
             if u.shape[3] == 1:
                 total += (u.double().square().sum((2, 3)) * v.double().square().sum((2, 3))).sum(1)
             else:
-                total += _squares_of_products(_products, u, v, u[0].numel() + 2 * u.shape[1] * u.shape[3] ** 2)
+                numbers = u[0].numel() + 2 * u.shape[1] * u.shape[3] ** 2
+                depth = u.shape[1] + u.shape[2] + v.shape[2]
+                total += _squares_of_products(_products, u, v, numbers=numbers, depth=depth)
         if "bias" in self.trainable:
             total += v.sum(3, dtype=torch.float64).square().sum((1, 2))
         return total
@@ -299,10 +312,11 @@ class ConvolutionRule(MatrixRule):
         if ghost or not (self._is_plain and self.module.stride == (1, 1) and "weight" in self.trainable):
             return super().squared_norms(ghost=ghost)
         self._places = self._weight_gradients()
-        total = torch.linalg.vector_norm(self._places.flatten(2), dim=2).square().sum(0)
+        wide = torch.promote_types(self._places.dtype, torch.float32)
+        total = torch.linalg.vector_norm(self._places.flatten(2), dim=2, dtype=wide).square().sum(0)
         if "bias" in self.trainable:
             self._biases = self._bias_gradients()
-            total = total + self._biases.square().sum(1)
+            total = total + self._biases.to(wide).square().sum(1)
         return total
 
     def clipped_sum(self, factors: Tensor, finite: Tensor) -> dict[str, Tensor]:
@@ -337,12 +351,24 @@ class ConvolutionRule(MatrixRule):
         return result if self.copies == 1 else result.unflatten(1, (-1, self.copies)).sum(2)
 
     def ghost_squared_norms(self) -> Tensor:
-        if not (self._is_plain and "weight" in self.trainable and self.copies == 1):
+        if not (self._is_plain and "weight" in self.trainable and self.copies == 1 and self._few_pixels):
             return super().ghost_squared_norms()
-        total = _squares_of_products(self._products, self.inputs, self.gradients, self._numbers_of_example)
+        total = _squares_of_products(
+            self._products,
+            self.inputs,
+            self.gradients,
+            numbers=self._numbers_of_example,
+            depth=self.inputs.shape[1] + math.prod(self.module.kernel_size) + self.gradients.shape[1],
+        )
         if "bias" in self.trainable:
             total = total + self.gradients.flatten(2).sum(2, dtype=torch.float64).square().sum(1)
         return total
+
+    @property
+    def _few_pixels(self) -> bool:
+        """Whether inner products of pixels are no more numbers than a few times the patches; a large stride leaves few positions."""
+        pixels, positions = self.inputs.shape[2:].numel(), self.gradients.shape[2:].numel()
+        return pixels**2 <= 4 * (self._inputs_of_group * positions + 2 * positions**2)
 
     @property
     def _numbers_of_example(self) -> int:

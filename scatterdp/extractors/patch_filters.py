@@ -16,6 +16,7 @@ from scatterdp.extractors.synthetic import GENERATORS, DeadLeavesConfig, dead_le
 #: Added to a patch's variance before it is divided by its square root: 10 grey levels squared, so that flat patches stay flat.
 CONTRAST = 10 / 255**2
 IMAGES = 1000
+MOST_PIXELS = 96  # a side of the synthetic images: larger ones take long and show patches of the same kinds
 PATCHES = 200_000
 #: Names of the images that filters can be made from; ``photographic_leaves`` are dead leaves in correlated colours.
 SOURCES = (*GENERATORS, "photographic_leaves")
@@ -52,10 +53,12 @@ def make_patch_filters(
         seed: of images and patches.
     """
     generator = np.random.Generator(np.random.PCG64(seed))
+    channels, height, width = image_shape
+    shape = (channels, min(height, MOST_PIXELS), min(width, MOST_PIXELS))
     if source == "photographic_leaves":
-        images = dead_leaves(IMAGES, image_shape, seed=seed, config=DeadLeavesConfig(colours="correlated"))
+        images = dead_leaves(IMAGES, shape, seed=seed, config=DeadLeavesConfig(colours="correlated"))
     else:
-        images = synthetic_images(source, IMAGES, image_shape, seed=seed)
+        images = synthetic_images(source, IMAGES, shape, seed=seed)
     patches = normalized(_random_patches(images, size, generator))
     mean = patches.mean(0)
     eigenvalues, vectors = np.linalg.eigh(np.cov(patches, rowvar=False).reshape(len(mean), -1))

@@ -1,10 +1,13 @@
 // Responses of image patches to filters, thresholded and pooled, on a CPU. The mathematics is told in patch_kernel.py, which also
 // compiles this file: C, H, W (image), P (patch side) are macros. Images are HWC while they are in work.
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 #if defined(__AMX_BF16__) && defined(__linux__)
@@ -45,11 +48,11 @@ static inline uint16_t rounded(float value) {  // to bfloat16, ties to even
 }
 
 struct Work {
-    alignas(64) float image[H * W * C];
     alignas(64) float products[BLOCK][BLOCK];
+    std::vector<float> image;
     std::vector<uint16_t> patches;  // (positions of a cell, padded to BLOCK; DEPTH), 64-byte aligned from `aligned`
     uint16_t *aligned;
-    explicit Work(int positions) : patches(size_t(positions) * DEPTH + 32) {
+    explicit Work(int positions) : image(size_t(H) * W * C), patches(size_t(positions) * DEPTH + 32) {
         const auto address = reinterpret_cast<uintptr_t>(patches.data());
         aligned = patches.data() + (64 - address % 64) % 64 / 2;
     }
@@ -131,7 +134,7 @@ static void features(const float *planes, float *out, const Constants &c, Work &
     for (int cell = 0; cell < c.cells; ++cell) {
         const int begin = c.first[cell], positions = c.first[cell + 1] - begin;
         for (int i = 0; i < positions; ++i)
-            read_patch(work.image, c.order[begin + i], c.contrast, work.aligned + size_t(i) * DEPTH);
+            read_patch(work.image.data(), c.order[begin + i], c.contrast, work.aligned + size_t(i) * DEPTH);
         const float weight = 1.0f / (positions * (c.filters / c.outputs));
         for (int filter = 0; filter < c.filters; filter += BLOCK) {
             v16 positive[2] = {}, negative[2] = {}, above[2], below[2];
@@ -187,7 +190,12 @@ extern "C" int patch_features(const float *images, float *out, long count, int t
         }
     };
     std::vector<std::thread> others;
-    for (int i = 1; i < threads && i < count; ++i) others.emplace_back(run);
+    try {
+        others.reserve(threads);
+        for (int i = 1; i < threads && i < count; ++i) others.emplace_back(run);
+    } catch (const std::system_error &) {  // no more threads to be had: those that there are do it
+    } catch (const std::bad_alloc &) {
+    }
     run();
     for (auto &other : others) other.join();
     return failed;

@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 Assignment = Literal["soft", "abs", "triangle", "hard"]
 _ALGORITHM = 1  # of filters and features: another number is another fingerprint
+_MOST_VALUES = 1024  # of a patch: its covariance is inverted
 _MULTIPLE = 32  # of filters, for the kernel's blocks
 _RESPONSES = 1 << 25  # in memory at once, without the kernel
 _TOLERANCE = 2e-3  # a response beside a rounding boundary moves by one part in 256 of one value
@@ -79,6 +80,10 @@ class PatchesConfig:
                 raise ConfigError(f"{name}={value!r}: expected an integer ≥ {least}")
         if self.patches % _MULTIPLE or self.patches > PATCHES:
             raise ConfigError(f"patches={self.patches}: expected a multiple of {_MULTIPLE}, at most {PATCHES}")
+        for name in ("threshold", "whitening"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise ConfigError(f"{name}={value!r}: expected a number")
         if not 0 <= self.threshold < 100:
             raise ConfigError(f"threshold={self.threshold}: expected a number from 0 to 100")
         if not 1e-6 <= self.whitening <= 1e6:
@@ -119,6 +124,10 @@ class Patches:
         if channels < 1 or min(height, width) < config.size:
             raise ConfigError(
                 f"size={config.size}: the images are {'×'.join(map(str, input_shape))}, take smaller patches"
+            )
+        if channels * config.size**2 > _MOST_VALUES:
+            raise ConfigError(
+                f"size={config.size}: a patch has {channels * config.size**2} values, expected at most {_MOST_VALUES}"
             )
         self.config, self.input_shape = config, input_shape
         self._pooling = grid_pooling(height - config.size + 1, width - config.size + 1, config.grid)

@@ -40,4 +40,6 @@ def grid_pooling(rows: int, columns: int, grid: int) -> Pooling:
 
 def _edges(length: int, grid: int) -> np.ndarray:
     """Where all cells but the first begin; mirrored onto themselves unless a middle edge falls into the middle position."""
-    return np.array([int(length * k / grid + 0.5) for k in range(1, grid)])
+    first = [int(length * k / grid + 0.5) for k in range(1, (grid + 1) // 2)]
+    middle = [length // 2] if grid % 2 == 0 else []
+    return np.array([*first, *middle, *(length - edge for edge in reversed(first))], dtype=int)

@@ -31,7 +31,7 @@ def parse_extractor(text: str) -> list[Part]:
     """
     try:
         return _parts(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
         raise ConfigError(f"extractor={text!r}: expected extractors joined by +, {_EXAMPLE}") from error
 
 
@@ -39,7 +39,9 @@ def _parts(node: ast.expr) -> list[Part]:
     match node:
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             return [*_parts(left), *_parts(right)]
-        case ast.BinOp(left=ast.Constant(value=int() | float() as scale), op=ast.Mult(), right=right):
+        case ast.BinOp(left=ast.Constant(value=int() | float() as scale), op=ast.Mult(), right=right) if not isinstance(
+            scale, bool
+        ):
             (part,) = _parts(right)
             return [Part(part.name, part.settings, float(scale) * part.scale)]
         case ast.Name(id=name):

@@ -89,6 +89,10 @@ def bounds_from_reference(reference: Tensor, source: str, *, shapes: Sequence[Sh
     scale = _vectors(reference, shapes)[1].mean(0).sqrt()
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     means, squares = _vectors(reference, shapes, scale)
+    if not means.any():
+        raise UserError(
+            "features: all 0 for synthetic images, so nothing bounds their statistics; take another --input_norm"
+        )
     return StatisticsBounds(
         scale=scale,
         mean_bound=means.norm(dim=1).max().item(),

@@ -42,7 +42,7 @@ def release_normalizer(
         noise_multiplier=plan.bn_noise_multiplier,
         key=key,
     )
-    if len(blocks) == 1 and blocks[0].scale == 1:
+    if len(blocks) == 1 and blocks[0].scale == 1 and blocks[0].shape == extractor.output_shape:
         return Standardize.from_statistics(statistics), [entry]
     return _standardize_blocks(statistics, blocks), [entry]
 

@@ -227,7 +227,7 @@ def plan_from_config(config: BaselinesConfig, *, dataset_name: str, num_examples
         momentum=given("momentum"),
         nesterov=config.nesterov,
         schedule=given("schedule"),
-        precondition=given("precondition"),
+        precondition=0 if config.optim == "LR" else given("precondition"),
         precondition_power=config.precondition_power,
         max_grad_norm=given("max_grad_norm"),
         noise_multiplier=config.noise_multiplier,

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from scatterdp.engines import (
     ENGINES,
+    bookkeeping,
     check_by_example,
     check_private,
     decisions,
@@ -22,6 +23,7 @@ from scatterdp.engines import (
     rules,
     without_batch_norm,
 )
+from scatterdp.engines.rules import ConvolutionRule
 from scatterdp.engines.strategies import STRATEGIES
 from scatterdp.errors import UserError
 
@@ -529,3 +531,34 @@ def test_models_that_keep_examples_apart_pass(name):
     model, x, _ = batch_of(name)
     check_by_example(model, torch.randn_like(x))
     check_by_example(nn.Sequential(model, nn.Dropout(0.5)), torch.randn_like(x))
+
+
+@pytest.mark.parametrize("engine", ["ghost", "mixed_ghost"])
+@pytest.mark.parametrize("channels", [256, 2304])
+def test_equal_products_are_all_rounded_the_same_way(engine, channels):
+    """Constant columns: rounding errors of long sums add up in place of averaging out."""
+    convolution, linear = nn.Conv2d(channels, 4, 1, bias=False), nn.Linear(8, 4, bias=False).requires_grad_(False)
+    model = nn.Sequential(convolution, nn.Flatten(), linear)
+    with torch.no_grad():
+        convolution.weight.zero_()
+        linear.weight.copy_(torch.eye(4).repeat_interleave(2, 1) * torch.tensor([1.0, -1.0]).repeat(4))
+    generator = torch.Generator().manual_seed(0)
+    values = 0.5 + torch.rand(200, 2, generator=generator)
+    values[0] = torch.tensor([1.2165749073028564, 1.2165749073028564 * 0.8012941479682922])
+    x = values[:, None, None, :].expand(-1, channels, 1, 2).contiguous()
+    y = torch.zeros(200, dtype=torch.int64)
+    for i in (0, *range(1, 200, 20)):
+        sums = ENGINES[engine](model, cross_entropy, x[i : i + 1], y[i : i + 1], max_grad_norm=0.01).gradients
+        assert sums["0.weight"].double().norm() <= 0.01 * (1 + 2e-5)
+
+
+def test_a_large_stride_takes_no_gram_matrix_of_all_pixels():
+    model = nn.Sequential(nn.Conv2d(3, 64, 16, stride=16), nn.Flatten(), nn.Linear(64 * 9, 3))
+    x, y = torch.randn(2, 3, 48, 48), torch.tensor([0, 2])
+    (_, rule), *_ = bookkeeping.backward(model, cross_entropy, x, y)
+    assert isinstance(rule, ConvolutionRule)
+    assert not rule._few_pixels
+    expected = loop_engine(model, cross_entropy, x, y, max_grad_norm=0.5)
+    ours = ENGINES["ghost"](model, cross_entropy, x, y, max_grad_norm=0.5)
+    torch.testing.assert_close(ours.norms, expected.norms, rtol=1e-4, atol=0)  # from above: long sums
+    assert (ours.norms >= expected.norms).all()

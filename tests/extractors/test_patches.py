@@ -38,7 +38,8 @@ def by_definition(extractor: Patches, image: np.ndarray) -> np.ndarray:
         seed=config.seed,
     )
     rows, columns = height - config.size + 1, width - config.size + 1
-    edges = [[int(n * k / config.grid + 0.5) for k in range(config.grid + 1)] for n in (rows, columns)]
+    assert config.grid == 2
+    edges = [[0, n // 2, n] for n in (rows, columns)]
     weight = filters.weight.reshape(config.patches, -1).astype(np.float64)
     grid = np.zeros((*extractor.output_shape,))
     for i in range(config.grid):
@@ -212,6 +213,8 @@ def test_colour_is_mirrored_and_grey_is_not():
         ({"size": 1}, "size=1: expected an integer ≥ 2"),
         ({"size": 20}, "size=20: the images are 3×10×7, take smaller patches"),
         ({"grid": 6}, "grid=6: expected 1 to 5, the positions a side"),
+        ({"threshold": "x"}, "threshold='x': expected a number"),
+        ({"whitening": None}, "whitening=None: expected a number"),
         ({"threshold": -1}, "threshold=-1: expected"),
         ({"threshold": float("nan")}, "threshold=nan: expected"),
         ({"whitening": 0}, "whitening=0: expected"),
@@ -225,6 +228,17 @@ def test_bad_settings(settings, message):
     with pytest.raises(ConfigError) as raised:
         make_extractor("patches", (3, 10, 7), **({"patches": 32, "size": 3} | settings))
     assert str(raised.value).startswith(message)
+
+
+def test_a_patch_too_large_to_whiten():
+    with pytest.raises(ConfigError, match="size=32: a patch has 3072 values, expected at most 1024"):
+        make_extractor("patches", (3, 32, 32), size=32, grid=1)
+
+
+def test_an_image_larger_than_the_stack():
+    extractor = make((3, 900, 900), size=2, grid=1, mirror=False)
+    image = torch.rand(1, 3, 900, 900, generator=torch.Generator().manual_seed(0))
+    assert extractor(image).isfinite().all()
 
 
 def test_bad_images():

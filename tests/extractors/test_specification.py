@@ -28,7 +28,7 @@ def test_words(text, parts):
 @pytest.mark.parametrize(
     "text",
     ["", "a+", "a-b", "a b", "a(1)", "a(**x)", "a(x=y)", "a(x=__import__('os'))", "a.b", "2*(a+b)", "a*2", "[a]", "(" * 500,
-     "lambda: a", "a(x=1, x=2)", "1", "'a'"],
+     "lambda: a", "True*a", "1" + "0" * 400 + "*a", "a(x=1, x=2)", "1", "'a'"],
 )  # fmt: skip
 def test_what_is_no_specification(text):
     with pytest.raises(ConfigError, match="expected extractors joined by"):
