@@ -117,7 +117,7 @@ def weighted(per_example: dict[str, Tensor], factors: Tensor) -> dict[str, Tenso
 
 _SMALLEST = 1e-30
 _ROUNDING = 5e-7  # eight times that of single precision
-_CANCELLED = 0.02  # of the product of norms: below it inner products need double precision
+_CANCELLED = 0.012  # of the product of norms: below it inner products need double precision
 _UNIT = 6e-8  # half the distance from 1 to the next number of single precision
 _SQUARES = (1e-20, 1e20)  # of u, v and their product: single precision loses nothing that counts between these
 _CACHED_NUMBERS = 1 << 22  # in work at once, to stay in a core's cache; by measurement
@@ -157,7 +157,7 @@ def _squares_of_products(
     precise = (products > _CANCELLED * largest) & products.isfinite()  # false for NaN
     for square in (*squares, largest):
         precise &= (square > _SQUARES[0]) & (square < _SQUARES[1])
-    products += 2 * _UNIT * (1 + in_succession) * largest
+    products += 1.5 * _UNIT * (1 + in_succession) * largest
     if not precise.all():
         for rows in (~precise).nonzero()[:, 0].split(size):
             products[rows], *squares = inner_products(u[rows].double(), v[rows].double())
