@@ -66,11 +66,8 @@ def check_directions(directions: int, extractor: Extractor) -> int:
 
 
 def folded(weights: dict[str, Tensor], precondition: Precondition) -> dict[str, Tensor]:
-    """A linear classifier's weights on features that are not preconditioned: the same logits."""
-    weight, v, factors = (
-        t.to(weights["weight"]) for t in (weights["weight"], precondition.directions, precondition.factors)
-    )
-    return {**weights, "weight": weight - ((weight @ v) * (1 - factors)) @ v.t()}
+    """A linear classifier's weights on features that are not preconditioned: the same logits, for A is symmetric."""
+    return {**weights, "weight": precondition(weights["weight"])}
 
 
 def _images(extractor: Extractor) -> Tensor:
