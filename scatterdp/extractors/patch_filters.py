@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scatterdp.extractors.synthetic import GENERATORS, DeadLeavesConfig, dead_leaves, synthetic_images
+from scatterdp.extractors.synthetic import GENERATORS, Generator, photographic_leaves
 
 #: Added to a patch's variance before it is divided by its square root: 10 grey levels squared, so that flat patches stay flat.
 CONTRAST = 10 / 255**2
 IMAGES = 1000
 MOST_PIXELS = 96  # a side of the synthetic images: larger ones take long and show patches of the same kinds
 PATCHES = 200_000
-#: Names of the images that filters can be made from; ``photographic_leaves`` are dead leaves in correlated colours.
-SOURCES = (*GENERATORS, "photographic_leaves")
+#: The images that filters can be made from, by name.
+SOURCES: dict[str, Generator] = {**GENERATORS, "photographic_leaves": photographic_leaves}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +49,13 @@ def make_patch_filters(
         count: K.
         size: p, the patch's side in pixels.
         whitening: added to the covariance's eigenvalues; larger whitens less.
-        source: one of :data:`SOURCES`.
+        source: a key of :data:`SOURCES`.
         seed: of images and patches.
     """
     generator = np.random.Generator(np.random.PCG64(seed))
     channels, height, width = image_shape
     shape = (channels, min(height, MOST_PIXELS), min(width, MOST_PIXELS))
-    if source == "photographic_leaves":
-        images = dead_leaves(IMAGES, shape, seed=seed, config=DeadLeavesConfig(colours="correlated"))
-    else:
-        images = synthetic_images(source, IMAGES, shape, seed=seed)
-    patches = normalized(_random_patches(images, size, generator))
+    patches = normalized(_random_patches(SOURCES[source](IMAGES, shape, seed=seed), size, generator))
     mean = patches.mean(0)
     eigenvalues, vectors = np.linalg.eigh(np.cov(patches, rowvar=False).reshape(len(mean), -1))
     whiten = (vectors / np.sqrt(eigenvalues.clip(0) + whitening)) @ vectors.T

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from scatterdp.errors import ConfigError
 from scatterdp.extractors.base import Extractor
-from scatterdp.extractors.synthetic import DeadLeavesConfig, dead_leaves, wavelet_marginals
+from scatterdp.extractors.synthetic import dead_leaves, photographic_leaves, wavelet_marginals
 from scatterdp.heads import Precondition
 
 NUM_IMAGES = 4000
@@ -74,7 +74,7 @@ def _images(extractor: Extractor) -> Tensor:
     """Half dead leaves in photographs' colours, a quarter in any, a quarter sparse wavelets."""
     shape, quarter = extractor.input_shape, NUM_IMAGES // 4
     images = [
-        dead_leaves(2 * quarter, shape, seed=_SEED, config=DeadLeavesConfig(colours="correlated")),
+        photographic_leaves(2 * quarter, shape, seed=_SEED),
         dead_leaves(quarter, shape, seed=_SEED + 1),
         wavelet_marginals(quarter, shape, seed=_SEED + 2),
     ]

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from scatterdp.errors import ConfigError
-from scatterdp.extractors.synthetic.leaves import DeadLeavesConfig, dead_leaves
+from scatterdp.extractors.synthetic.leaves import DeadLeavesConfig, dead_leaves, photographic_leaves
 from scatterdp.extractors.synthetic.network import random_network
 from scatterdp.extractors.synthetic.spectrum import spectrum_noise
 from scatterdp.extractors.synthetic.wavelets import wavelet_marginals
@@ -21,6 +21,7 @@ __all__ = [
     "DeadLeavesConfig",
     "Generator",
     "dead_leaves",
+    "photographic_leaves",
     "random_network",
     "spectrum_noise",
     "synthetic_images",

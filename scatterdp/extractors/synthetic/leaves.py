@@ -109,6 +109,11 @@ def dead_leaves(
     return images
 
 
+def photographic_leaves(num_images: int, image_shape: tuple[int, int, int], *, seed: int) -> np.ndarray:
+    """Dead leaves in correlated colours, as :func:`dead_leaves` otherwise."""
+    return dead_leaves(num_images, image_shape, seed=seed, config=DeadLeavesConfig(colours="correlated"))
+
+
 def _fill(images: np.ndarray, streams: list[np.random.Generator], config: DeadLeavesConfig) -> None:
     """Fill ``(b, C, H, W)`` with one image a random stream."""
     count, channels, height, width = images.shape
