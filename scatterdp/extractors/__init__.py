@@ -6,11 +6,11 @@ A library behind an extractor is imported when that extractor is made, not befor
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from scatterdp.errors import ConfigError
-from scatterdp.extractors.specification import parse_extractor
+from scatterdp.extractors.specification import Part, parse_extractor
 
 if TYPE_CHECKING:
     from scatterdp.extractors.base import Extractor
@@ -64,17 +64,32 @@ def make_extractor(name: str, input_shape: tuple[int, int, int], **config: Any) 
     (81, 7, 7)
     >>> make_extractor("scatternet+patches", (1, 28, 28)).output_shape
     (13185, 1, 1)
+    >>> make_extractor("deskew(scatternet)", (1, 28, 28)).output_shape
+    (81, 7, 7)
     """
+    return _made(parse_extractor(name), input_shape, config)
+
+
+def _made(parts: Sequence[Part], input_shape: tuple[int, int, int], config: dict[str, Any]) -> Extractor:
+    if len(parts) == 1 and parts[0].scale == 1:
+        return _one(parts[0], input_shape, config)
     from scatterdp.extractors.concat import Concat
 
-    parts = parse_extractor(name)
-    for part in parts:
-        if part.name not in EXTRACTORS:
-            raise ConfigError(f"extractor={part.name!r}: expected one of {', '.join(sorted(EXTRACTORS))}")
-    if len(parts) == 1 and parts[0].scale == 1:
-        return EXTRACTORS[parts[0].name](input_shape, **{**config, **parts[0].settings})
     if config:
-        raise ConfigError(f"{', '.join(config)}: of which part? write it into the extractor, as in {name!r}")
-    return Concat(
-        [EXTRACTORS[part.name](input_shape, **part.settings) for part in parts], [part.scale for part in parts]
-    )
+        raise ConfigError(
+            f"{', '.join(config)}: of which part? write it into the extractor, as in 'patches(size=5)+pixels'"
+        )
+    return Concat([_one(part, input_shape, {}) for part in parts], [part.scale for part in parts])
+
+
+def _one(part: Part, input_shape: tuple[int, int, int], config: dict[str, Any]) -> Extractor:
+    if part.name == "deskew":
+        if not part.of:
+            raise ConfigError("deskew: of which extractor? such as deskew(scatternet)")
+        from scatterdp.extractors.deskew import Deskew
+
+        return Deskew(_made(part.of, input_shape, config))
+    if part.of or part.name not in EXTRACTORS:
+        what = f"{part.name}(…)" if part.of else part.name
+        raise ConfigError(f"extractor={what!r}: expected one of {', '.join(sorted(EXTRACTORS))}, or deskew(…) of them")
+    return EXTRACTORS[part.name](input_shape, **{**config, **part.settings})

@@ -50,9 +50,9 @@ class Concat:
         self.parts = parts
         self.input_shape = parts[0].input_shape
         self.blocks = tuple(
-            replace(block, name=name, scale=scale * block.scale)
-            for name, part, scale in zip(names, parts, scales, strict=True)
-            for block in blocks_of(part)
+            replace(block, name=f"{name}.{block.name}" if len(blocks) > 1 else name, scale=scale * block.scale)
+            for name, blocks, scale in zip(names, map(blocks_of, parts), scales, strict=True)
+            for block in blocks
         )
         self.output_shape = (sum(math.prod(part.output_shape) for part in parts), 1, 1)
         self.config = ConcatConfig(

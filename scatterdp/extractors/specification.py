@@ -1,8 +1,10 @@
-"""Extractors in words: ``scatternet``, ``patches(patches=1024, size=5)``, ``scatternet(mirror=True) + 0.5 * patches``."""
+"""Extractors in words: ``scatternet``, ``patches(patches=1024, size=5)``, ``scatternet(mirror=True) + 0.5 * patches``,
+``deskew(scatternet)``."""
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +15,12 @@ _EXAMPLE = "such as scatternet, patches(patches=1024) or scatternet(mirror=True)
 
 @dataclass(frozen=True)
 class Part:
-    """One extractor of a specification."""
+    """One extractor of a specification, or one that stands before others: ``deskew(scatternet + patches)``."""
 
     name: str
     settings: dict[str, Any]
     scale: float = 1.0
+    of: tuple[Part, ...] = ()
 
 
 def parse_extractor(text: str) -> list[Part]:
@@ -27,7 +30,7 @@ def parse_extractor(text: str) -> list[Part]:
         ConfigError: it is none.
 
     >>> parse_extractor("scatternet+2*patches(size=5)")
-    [Part(name='scatternet', settings={}, scale=1.0), Part(name='patches', settings={'size': 5}, scale=2.0)]
+    [Part(name='scatternet', settings={}, scale=1.0, of=()), Part(name='patches', settings={'size': 5}, scale=2.0, of=())]
     """
     try:
         return _parts(ast.parse(text.strip(), mode="eval").body)
@@ -43,11 +46,13 @@ def _parts(node: ast.expr) -> list[Part]:
             scale, bool
         ):
             (part,) = _parts(right)
-            return [Part(part.name, part.settings, float(scale) * part.scale)]
+            return [dataclasses.replace(part, scale=float(scale) * part.scale)]
         case ast.Name(id=name):
             return [Part(name, {})]
         case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
             settings = {word.arg: ast.literal_eval(word.value) for word in keywords if word.arg is not None}
             if len(settings) == len(keywords):  # fewer: a setting twice, or **
                 return [Part(name, settings)]
+        case ast.Call(func=ast.Name(id=name), args=[inner], keywords=[]):
+            return [Part(name, {}, of=tuple(_parts(inner)))]
     raise ValueError(ast.dump(node))
