@@ -65,14 +65,15 @@ class BaselinesConfig:
     """Noise multiplier of each of the two statistics releases of BN."""
     extractor: str | None = None
     """Fixed features: scatternet, patches, pixels, with settings and side by side, as in
-    "scatternet(mirror=True)+patches(patches=1024)". None: the data set's recipe."""
+    "scatternet(mirror=True)+patches(patches=1024)"; deskew(…) of them brings grey figures upright first. None: the data set's recipe."""
     mirror: bool | None = None
     """ScatterNet alone, its features folded with those of the mirror image (True) or not (False): half the dimensions, a free
     invariance for images whose mirror image means the same (not for digits). None: the recipe's."""
     precondition: int | None = None
-    """Scale features down along so many principal directions of synthetic images' features: costs no budget. 0: none. None: the recipe's."""
-    precondition_power: float = 0.5
-    """By how much: 1 makes those directions equally long, 0 leaves them."""
+    """Scale features down along so many principal directions in which views of one synthetic image differ: costs no budget. 0: none. None:
+    the recipe's."""
+    precondition_power: float = 1.0
+    """By how much: 1 makes views differ equally along those directions, 0 leaves them."""
     max_epsilon: float | None = None
     """Stop before the step that would take ε above this."""
     sample_batches: bool = False

@@ -49,8 +49,9 @@ class TrainingPlan:
         engine: a key of :data:`scatterdp.engines.ENGINES`; ``"linear"`` serves the linear head only.
         clipping: which clipping function bounds each example's gradient; all have the same sensitivity.
         schedule: of the learning rate.
-        precondition: number of principal directions of synthetic images' features along which features are scaled down; 0 for none.
-        precondition_power: by how much: 1 makes them equally long, 0 leaves them.
+        precondition: number of principal directions, of differences between features of two views of a synthetic image, along which
+            features are scaled down; 0 for none.
+        precondition_power: by how much: 1 makes the differences equally long, 0 leaves them.
         augmentation_multiplicity: K augmented copies of an example share one clipped gradient; no privacy meaning.
         early_stop: stop when test accuracy has not risen for five epochs. What is spent stays what was planned: the moment of
             stopping depends on what was released, and a budget that is planned covers every moment.
@@ -82,7 +83,7 @@ class TrainingPlan:
     early_stop: bool = False
     augmentation_multiplicity: int = 1
     precondition: int = 0
-    precondition_power: float = 0.5
+    precondition_power: float = 1.0
 
     def __post_init__(self) -> None:
         make_selection(self.sampling, num_examples=self.num_examples, batch_size=self.batch_size, steps=1)

@@ -1,10 +1,10 @@
-r"""A preconditioner that costs no budget: the covariance of *synthetic* images' features.
+r"""A preconditioner that costs no budget: which changes of *synthetic* images' features carry no meaning.
 
-A few directions hold most of the features' energy (brightness, contrast, edges here or there), in natural images and in synthetic ones alike:
-of the recipe's CIFAR-10 features 70 % lies along 100 principal directions of synthetic images. They say little about classes, but they
-make every example resemble every other, so most of a clipped gradient is spent on them. Features are therefore scaled along the k
-largest principal directions of synthetic images, of singular values :math:`\lambda_1 \ge \dots \ge \lambda_k`, by
-:math:`(\lambda_k / \lambda_i)^\gamma`.
+Two views of one picture (cropped, turned, in another light) show the same thing, yet their features differ, and most of the difference
+lies along few directions. Every example is strewn along them whatever its class, so much of a clipped gradient is spent on them. Features are
+therefore scaled along the k largest principal directions of such differences, of singular values
+:math:`\lambda_1 \ge \dots \ge \lambda_k`, by :math:`(\lambda_k / \lambda_i)^\gamma`. With every image a class of its own this is the whitening
+of the variation within classes of linear discriminant analysis (Fisher 1936), cut off at k.
 
 No private number enters: images come from a seed, the normaliser is a fixed function or released already. For a linear head this is DP-SGD
 with a public preconditioner (the private counterpart: Mehta et al. 2022, arXiv 2211.13403), and it folds into the weights afterwards.
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from scatterdp.errors import ConfigError
 from scatterdp.extractors.base import Extractor
-from scatterdp.extractors.synthetic import dead_leaves, photographic_leaves, wavelet_marginals
+from scatterdp.extractors.synthetic import dead_leaves, photographic_leaves, random_views, wavelet_marginals
 from scatterdp.heads import Precondition
 
 NUM_IMAGES = 4000
+PAIRS = 2  # of views of an image
 _BATCH = 128
 _SPARE = 100  # directions beyond the last, so that the last is exact too
 _SEED = 77
@@ -37,17 +38,16 @@ def synthetic_precondition(
         extractor: pushes synthetic images through.
         normalizer: what is applied to features first.
         directions: k.
-        power: γ; 0 changes nothing, 1 makes the k directions equally long.
+        power: γ; 0 changes nothing, 1 makes views differ equally along the k directions.
 
     Raises:
         ConfigError: more directions than features or synthetic images have.
     """
     most = check_directions(directions, extractor)
-    features = torch.cat([normalizer(extractor(batch).cpu()).flatten(1) for batch in _images(extractor).split(_BATCH)])
-    features -= features.mean(0)
+    differences = _differences(extractor, normalizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
-        _, values, vectors = torch.svd_lowrank(features, q=min(directions + _SPARE, most), niter=2)
+        _, values, vectors = torch.svd_lowrank(differences, q=min(directions + _SPARE, most), niter=2)
     values = values[:directions].clamp(min=1e-6 * values[0])
     return Precondition(vectors[:, :directions].contiguous(), (values[-1] / values) ** power)
 
@@ -68,6 +68,17 @@ def check_directions(directions: int, extractor: Extractor) -> int:
 def folded(weights: dict[str, Tensor], precondition: Precondition) -> dict[str, Tensor]:
     """A linear classifier's weights on features that are not preconditioned: the same logits, for A is symmetric."""
     return {**weights, "weight": precondition(weights["weight"])}
+
+
+def _differences(extractor: Extractor, normalizer: nn.Module) -> Tensor:
+    """``(PAIRS·n, D)``: features of one view of an image minus those of another."""
+    pieces = []
+    for number, batch in enumerate(_images(extractor).split(_BATCH)):
+        for pair in range(PAIRS):
+            seed = 2 * (PAIRS * number + pair)
+            one, other = (normalizer(extractor(random_views(batch, seed=seed + i)).cpu()).flatten(1) for i in range(2))
+            pieces.append(one.sub_(other))
+    return torch.cat(pieces)
 
 
 def _images(extractor: Extractor) -> Tensor:

@@ -51,13 +51,21 @@ def test_directions_are_scaled_and_the_rest_stays():
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
-def test_synthetic_features_come_to_the_lengths_that_the_power_says(small_extractor: Extractor, power):
+def test_views_come_to_differ_by_what_the_power_says(small_extractor: Extractor, power):
     scale = synthetic_precondition(small_extractor, nn.Identity(), directions=4, power=power)
-    features = small_extractor(preconditioning._images(small_extractor)).flatten(1)
-    features -= features.mean(0)
-    before, after = (torch.linalg.svdvals(x) for x in (features, scale(features)))
+    differences = preconditioning._differences(small_extractor, nn.Identity())
+    before, after = (torch.linalg.svdvals(x) for x in (differences, scale(differences)))
     expected = torch.cat([before[:4] * (before[3] / before[:4]) ** power, before[4:]])
     torch.testing.assert_close(after, expected.sort(descending=True).values, rtol=2e-3, atol=1e-3 * before[0].item())
+
+
+def test_differences_are_between_views_of_the_same_image(small_extractor: Extractor):
+    images = preconditioning._images(small_extractor)
+    features = small_extractor(images).flatten(1)
+    strangers = (features[: len(images) // 2] - features[len(images) // 2 :]).square().sum(1).mean()
+    differences = preconditioning._differences(small_extractor, nn.Identity())
+    assert differences.shape == (preconditioning.PAIRS * len(images), features.shape[1])
+    assert 0 < differences.square().sum(1).mean() < 0.85 * strangers
 
 
 def test_it_depends_on_no_data_and_not_on_the_process_random_state(small_extractor: Extractor):

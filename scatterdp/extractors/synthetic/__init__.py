@@ -14,6 +14,7 @@ from scatterdp.errors import ConfigError
 from scatterdp.extractors.synthetic.leaves import DeadLeavesConfig, dead_leaves, photographic_leaves
 from scatterdp.extractors.synthetic.network import random_network
 from scatterdp.extractors.synthetic.spectrum import spectrum_noise
+from scatterdp.extractors.synthetic.views import random_views
 from scatterdp.extractors.synthetic.wavelets import wavelet_marginals
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "dead_leaves",
     "photographic_leaves",
     "random_network",
+    "random_views",
     "spectrum_noise",
     "synthetic_images",
     "wavelet_marginals",
