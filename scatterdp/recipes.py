@@ -34,12 +34,12 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "mnist": Recipe(
         batch_size=8192,
-        lr=20,
+        lr=15,
         epochs=30,
         input_norm="BN",
         bn_noise_multiplier=20,
         extractor="deskew(scatternet)",
-        precondition=500,
+        precondition=1000,
     ),
     "fmnist": Recipe(
         batch_size=8192,
@@ -48,16 +48,16 @@ RECIPES: dict[str, Recipe] = {
         input_norm="BN",
         bn_noise_multiplier=20,
         extractor="scatternet(mirror=True)+patches(mirror=True)",
-        precondition=500,
+        precondition=1000,
     ),
     "cifar10": Recipe(
         batch_size=8192,
-        lr=13,
+        lr=10,
         epochs=20,
         input_norm="BN",
         bn_noise_multiplier=20,
         extractor="0.5*scatternet(mirror=True)+patches",
-        precondition=500,
+        precondition=1000,
     ),
     "digits": Recipe(batch_size=512, lr=4, epochs=30, input_norm="GroupNorm"),
 }
