@@ -9,9 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scatterdp.config import BaselinesConfig
+from scatterdp.config import BaselinesConfig, CnnsConfig
 from scatterdp.datasets.published import PUBLISHED
-from scatterdp.recipes import PUBLISHED_RECIPES, RECIPES, Recipe, generic_recipe, recipe_for, recipe_of
+from scatterdp.recipes import (
+    PUBLISHED_RECIPES,
+    PUBLISHED_SCATTERING_CNN_RECIPES,
+    RECIPES,
+    Recipe,
+    generic_recipe,
+    recipe_for,
+    recipe_of,
+)
 from scatterdp.training.plan import plan_from_config
 
 
@@ -39,6 +47,16 @@ def test_a_given_noise_multiplier_brings_the_published_settings(name, noise_mult
     plan = plan_from_config(config, dataset_name=name, num_examples=PUBLISHED[name].train_count)
     assert plan.epochs == epochs
     assert plan.epsilon() == pytest.approx(3.0, abs=0.01)  # what the published noise multipliers were computed for
+
+
+@pytest.mark.parametrize("name", ["mnist", "fmnist", "cifar10"])
+def test_networks_have_the_published_settings_for_a_given_noise_multiplier(name):
+    given = recipe_of(CnnsConfig(dataset=name, use_scattering=True, noise_multiplier=2.0), name, 50_000)
+    solved = recipe_of(CnnsConfig(dataset=name, use_scattering=True), name, 50_000)
+    assert given is PUBLISHED_SCATTERING_CNN_RECIPES[name]
+    assert given.extractor == "scatternet"
+    assert (given is solved) == (name != "mnist")
+    assert (given.batch_size, given.lr, given.epochs) == (solved.batch_size, solved.lr, solved.epochs)
 
 
 @pytest.mark.parametrize("name", ["mnist", "digits"])
