@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from scatterdp.errors import ConfigError
@@ -36,24 +37,28 @@ class Standardize(nn.Module):
 
 
 class Precondition(nn.Module):
-    """``A x`` of flat features x, with ``A = I - V diag(1 - f) Vᵀ``: some directions are scaled by factors f, the others stay.
+    """``A x`` of flat features x, with ``A = g (I - V diag(1 - f) Vᵀ)``: some directions are scaled by factors f, all by g.
 
     Args:
         directions: V ``(D, k)`` float32, orthonormal columns.
         factors: f ``(k,)`` float32.
+        gain: g, a number.
     """
 
     directions: Tensor
     factors: Tensor
+    gain: Tensor
 
-    def __init__(self, directions: Tensor, factors: Tensor) -> None:
+    def __init__(self, directions: Tensor, factors: Tensor, gain: Tensor | float = 1.0) -> None:
         super().__init__()
         self.register_buffer("directions", directions.float())
         self.register_buffer("factors", factors.float())
+        self.register_buffer("gain", torch.as_tensor(gain, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(1)
-        return (flat - ((flat @ self.directions) * (1 - self.factors)) @ self.directions.t()).view_as(x)
+        scaled = flat - ((flat @ self.directions) * (1 - self.factors)) @ self.directions.t()
+        return (self.gain * scaled).view_as(x)
 
 
 def group_normalizer(num_channels: int, num_groups: int) -> nn.GroupNorm:

@@ -83,7 +83,11 @@ def fit(
         normalizer, entries = release_normalizer(features, plan, extractor=extractor, key=key)
         if plan.precondition:
             scale = synthetic_precondition(
-                extractor, normalizer, directions=plan.precondition, power=plan.precondition_power
+                extractor,
+                normalizer,
+                directions=plan.precondition,
+                power=plan.precondition_power,
+                keep_length=plan.head != "linear",
             )
             normalizer = nn.Sequential(normalizer, scale)
         ledger = Ledger(entries)

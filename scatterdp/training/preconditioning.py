@@ -25,12 +25,13 @@ NUM_IMAGES = 4000
 PAIRS = 2  # of views of an image
 _BATCH = 128
 _SPARE = 100  # directions beyond the last, so that the last is exact too
+_SAMPLE = 200  # images whose features' length is kept
 _SEED = 77
 
 
 @torch.no_grad()
 def synthetic_precondition(
-    extractor: Extractor, normalizer: nn.Module, *, directions: int, power: float
+    extractor: Extractor, normalizer: nn.Module, *, directions: int, power: float, keep_length: bool = False
 ) -> Precondition:
     """The preconditioner for normalised features.
 
@@ -39,6 +40,8 @@ def synthetic_precondition(
         normalizer: what is applied to features first.
         directions: k.
         power: γ; 0 changes nothing, 1 makes views differ equally along the k directions.
+        keep_length: also bring features, by one number for all, back to the mean squared length that they had, on synthetic images.
+            Initial weights of networks count on it; to a linear head that starts from zero it is a change of learning rate.
 
     Raises:
         ConfigError: more directions than features or synthetic images have.
@@ -49,7 +52,11 @@ def synthetic_precondition(
         torch.manual_seed(_SEED)
         _, values, vectors = torch.svd_lowrank(differences, q=min(directions + _SPARE, most), niter=2)
     values = values[:directions].clamp(min=1e-6 * values[0])
-    return Precondition(vectors[:, :directions].contiguous(), (values[-1] / values) ** power)
+    scale = Precondition(vectors[:, :directions].contiguous(), (values[-1] / values) ** power)
+    if keep_length:
+        features = normalizer(extractor(_images(extractor)[:: NUM_IMAGES // _SAMPLE]).cpu()).flatten(1)
+        scale.gain = features.norm() / scale(features).norm()
+    return scale
 
 
 def check_directions(directions: int, extractor: Extractor) -> int:

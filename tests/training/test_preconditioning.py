@@ -59,6 +59,17 @@ def test_views_come_to_differ_by_what_the_power_says(small_extractor: Extractor,
     torch.testing.assert_close(after, expected.sort(descending=True).values, rtol=2e-3, atol=1e-3 * before[0].item())
 
 
+def test_lengths_are_kept_for_networks(small_extractor: Extractor):
+    kept, plain = (
+        synthetic_precondition(small_extractor, nn.Identity(), directions=4, power=1.0, keep_length=keep)
+        for keep in (True, False)
+    )
+    features = small_extractor(preconditioning._images(small_extractor)).flatten(1)
+    assert plain(features).norm() < 0.98 * features.norm()
+    assert kept(features).norm().item() == pytest.approx(features.norm().item(), rel=0.05)
+    torch.testing.assert_close(kept(features), plain(features) * kept.gain)
+
+
 def test_differences_are_between_views_of_the_same_image(small_extractor: Extractor):
     images = preconditioning._images(small_extractor)
     features = small_extractor(images).flatten(1)
@@ -83,6 +94,9 @@ def test_folded_weights_give_the_same_logits():
     linear, plain, x = nn.Linear(12, 4), nn.Linear(12, 4), torch.randn(5, 12)
     plain.load_state_dict(folded(linear.state_dict(), scale))
     torch.testing.assert_close(plain(x), linear(scale(x)), atol=1e-5, rtol=1e-5)
+    louder = Precondition(directions, scale.factors, gain=3.0)
+    plain.load_state_dict(folded(linear.state_dict(), louder))
+    torch.testing.assert_close(plain(x), linear(3 * scale(x)), atol=1e-5, rtol=1e-5)
 
 
 def test_the_head_that_comes_out_needs_no_preconditioner(small_features: FeatureCache, small_extractor: Extractor):
