@@ -12,6 +12,7 @@ COMMANDS = {
     "cache": "show, check and remove cached features",
     "synthetic": "draw a sheet of synthetic images",
     "benchmark": "measure what clipping per example costs",
+    "certificate": "print and check what a run guarantees",
 }
 
 

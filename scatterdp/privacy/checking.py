@@ -1,0 +1,115 @@
+"""Does a certificate say what its own ledger says?
+
+A certificate is a file that anyone may have changed, by accident or not. What can be checked without the data is checked here: that ε follows
+from the ledger, that the ledger's training event is that of the sampler which the certificate names, and that its noise is the noise
+of the event. Whether the run did what its ledger says is a matter of the code, not of the file.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from scatterdp.errors import UserError
+from scatterdp.privacy.accounting import ACCOUNTANTS
+from scatterdp.privacy.certificate import SCHEMA, TRAINING, rounded_up
+from scatterdp.privacy.ledger import Ledger, event_to_json, finite_or_none
+from scatterdp.privacy.sampling import make_selection
+
+TOLERANCE = 1e-3  # relative: another version of the accounting library rounds otherwise
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found.
+
+    Args:
+        epsilons: ε by accountant, computed again from the ledger; None where there is no guarantee.
+        disagreements: one sentence each; empty when the certificate agrees with its ledger.
+    """
+
+    epsilons: dict[str, float | None]
+    disagreements: list[str]
+
+
+def check_certificate(certificate: Any) -> Checked:
+    """Compute everything again that a certificate claims and its ledger decides.
+
+    Args:
+        certificate: the JSON values of a ``certificate.json``.
+
+    Raises:
+        UserError: these are not a certificate's values, or one of another schema.
+    """
+    if not isinstance(certificate, dict) or "ledger" not in certificate:
+        raise UserError(
+            "certificate: has no ledger, so it is no certificate of a run; give a run folder or its certificate.json"
+        )
+    if certificate.get("schema") != SCHEMA:
+        raise UserError(f"certificate: has schema {certificate.get('schema')!r}, this version reads {SCHEMA}")
+    try:
+        return _check(certificate)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(f"certificate: is damaged ({type(error).__name__}: {error})") from error
+
+
+def _check(certificate: dict[str, Any]) -> Checked:
+    ledger = Ledger.from_json(certificate["ledger"])
+    delta, accountant = certificate["delta"], certificate["accountant"]
+    if not isinstance(delta, float) or not 0 < delta < 1:
+        raise ValueError(f"δ = {delta!r}")
+    epsilons = {name: finite_or_none(ledger.epsilon(delta=delta, accountant=name)) for name in ACCOUNTANTS}
+    found: list[str] = []
+    claims = certificate["epsilon_by_accountant"]
+    for name, epsilon in epsilons.items():
+        if not _close(claims[name], epsilon):
+            found.append(f"it claims ε = {_told(claims[name])} by {name}, its ledger gives {_told(epsilon)}")
+    if certificate["epsilon"] != claims[accountant]:
+        found.append(
+            f"it claims ε = {_told(certificate['epsilon'])}, but {_told(claims[accountant])} by its accountant, {accountant}"
+        )
+    if certificate["private"] != (certificate["epsilon"] is not None):
+        found.append(f"it says private: {certificate['private']}, with ε = {_told(certificate['epsilon'])}")
+    if (
+        certificate["epsilon"] is not None
+        and f"ε = {rounded_up(certificate['epsilon'])}," not in certificate["statement"]
+    ):
+        found.append(f"its statement does not say ε = {rounded_up(certificate['epsilon'])}")
+    found += _of_training(certificate, ledger)
+    return Checked(epsilons, found)
+
+
+def _of_training(certificate: dict[str, Any], ledger: Ledger) -> list[str]:
+    """The training entry against the sampler that the certificate names."""
+    entries = [entry for entry in ledger.entries if entry.name == TRAINING]
+    if len(entries) != 1:
+        return [f"its ledger has {len(entries)} entries named {TRAINING}, a run has one"]
+    (training,), sampler = entries, certificate["sampler"]
+    found = []
+    if training.details["sampler"] != sampler:
+        found.append("the sampler that it names is not the one in its ledger")
+    if sampler["num_examples"] != certificate["data"]["num_train"]:
+        found.append(
+            f"its sampler draws from {sampler['num_examples']} examples, its data has {certificate['data']['num_train']}"
+        )
+    if sampler["steps"]:
+        kind = "shuffle" if sampler["kind"] == "shuffle" else "poisson"
+        sizes = {"num_examples": sampler["num_examples"], "batch_size": sampler["expected_batch_size"]}
+        selection = make_selection(kind, **sizes, steps=sampler["steps"])
+        noise = training.details["noise_multiplier"]
+        if event_to_json(selection.event(noise)) != event_to_json(training.event):
+            found.append("the event of its training is not that of its sampler and noise multiplier")
+        if selection.describe() != sampler:
+            found.append("its sampler's numbers do not fit each other")
+    return found
+
+
+def _close(claim: float | None, epsilon: float | None) -> bool:
+    if claim is None or epsilon is None:
+        return claim is epsilon
+    return math.isclose(claim, epsilon, rel_tol=TOLERANCE)
+
+
+def _told(epsilon: float | None) -> str:
+    return "∞" if epsilon is None else f"{epsilon:.4f}"
