@@ -13,6 +13,7 @@ COMMANDS = {
     "synthetic": "draw a sheet of synthetic images",
     "benchmark": "measure what clipping per example costs",
     "certificate": "print and check what a run guarantees",
+    "budget": "how much noise a budget needs",
 }
 
 
