@@ -52,16 +52,17 @@ class BudgetConfig:
 
     def plan(self) -> TrainingPlan:
         """The plan that these numbers make, its noise unknown."""
-        statistics = {} if self.bn_noise_multiplier is None else {"bn_noise_multiplier": self.bn_noise_multiplier}
-        return TrainingPlan(
+        plan = TrainingPlan(
             num_examples=self.num_samples,
             batch_size=self.batch_size,
             epochs=self.epochs,
             lr=1.0,
-            input_norm="none" if self.bn_noise_multiplier is None else "BN",
+            input_norm="none",
             delta=self.target_delta,
-            **statistics,
         )
+        if self.bn_noise_multiplier is None:
+            return plan
+        return dataclasses.replace(plan, input_norm="BN", bn_noise_multiplier=self.bn_noise_multiplier)
 
 
 def epsilon_around(plan: TrainingPlan) -> tuple[dict[str, dict[float, float]], dict[int, float]]:

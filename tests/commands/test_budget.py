@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -66,7 +67,7 @@ def test_what_it_refuses(capsys, flags, message):
 
 
 def test_pictures_that_cannot_be_written_are_refused_first(tmp_path):
-    sizes = {"num_samples": 10, "batch_size": 10, "epochs": 1}
+    sizes: dict[str, Any] = {"num_samples": 10, "batch_size": 10, "epochs": 1}
     there = tmp_path / "there.png"
     there.touch()
     for path in (there, tmp_path / "a.pdf", tmp_path / "none" / "a.png"):

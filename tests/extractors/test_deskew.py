@@ -26,7 +26,7 @@ def bar(*, slant: float, right: float = 0.0, size: int = 28) -> torch.Tensor:
 def moments(image: torch.Tensor) -> tuple[float, float, float]:
     """Column and row of the centre of mass, and the slant, by SciPy and the definition."""
     picture = image[0, 0].double().numpy()
-    row, column = ndimage.center_of_mass(picture)
+    row, column = np.asarray(ndimage.center_of_mass(picture)).tolist()
     y, x = np.mgrid[: picture.shape[0], : picture.shape[1]]
     covariance = (picture * (y - row) * (x - column)).sum() / picture.sum()
     return column, row, covariance / ((picture * (y - row) ** 2).sum() / picture.sum())
