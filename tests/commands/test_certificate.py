@@ -11,6 +11,7 @@ import pytest
 from scatterdp import baselines
 from scatterdp.commands.certificate import run
 from scatterdp.commands.exits import exit_code
+from scatterdp.privacy.certificate import rounded_up
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def test_the_guarantee_in_words(run_folder, capsys):
     assert run([str(run_folder)]) == 0
     told = " ".join(capsys.readouterr().out.split())
     certificate = json.loads((run_folder / "certificate.json").read_text())
-    assert f"at δ = {certificate['delta']:g}: {certificate['epsilon']:.2f}" in told
+    assert f"at δ = {certificate['delta']:g}: {rounded_up(certificate['epsilon'])} (pld)" in told
     for part in (
         "digits: 1437 examples of 10 classes, on scatternet features",
         "with ε = ",
