@@ -34,7 +34,7 @@ def test_the_guarantee_in_words(run_folder, capsys):
         "add or remove one example",
         "leave --seed out",
         "channel statistics: 2 times a sum with Gaussian noise of 8 × the most that one example can change it",
-        "training: 4 times from each example with probability 0.3563, a sum with Gaussian noise of 3 ×",
+        "training: 4 times from each example with probability 0.356298, a sum with Gaussian noise of 3 ×",
         "exact: test_accuracy",
         "Someone with k examples",
         "Yes. ε computed again",
