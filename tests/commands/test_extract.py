@@ -175,7 +175,7 @@ def interrupted(images, features_dir, journal_name) -> tuple[int, str]:
 
 def test_ctrl_c_leaves_a_sentence_and_what_was_done(images, whole, tmp_path):
     features_dir, code, err = tmp_path, 0, ""
-    for attempt in range(10):  # on a busy machine the extraction may be done before it hears of it
+    for attempt in range(30):  # on a busy machine the extraction may be done before it hears of it
         features_dir = tmp_path / str(attempt)
         features_dir.mkdir()
         code, err = interrupted(images, features_dir, f"{whole.name}.progress-0")
