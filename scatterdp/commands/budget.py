@@ -14,6 +14,7 @@ from pathlib import Path
 
 import tyro
 
+from scatterdp.commands.pictures import check_picture
 from scatterdp.errors import ConfigError
 from scatterdp.privacy.accounting import ACCOUNTANTS, epsilon_of
 from scatterdp.training.plan import TrainingPlan
@@ -45,10 +46,10 @@ class BudgetConfig:
         for name in ("num_samples", "batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected an integer ≥ 1")
-        if self.plot is not None and (self.plot.suffix != ".png" or not self.plot.absolute().parent.is_dir()):
-            raise ConfigError(f"plot={self.plot}: expected a .png file in a folder that is there")
-        if self.plot is not None and self.plot.exists():
-            raise ConfigError(f"plot={self.plot}: is there already and is left alone; give another")
+        if self.plot is not None:
+            check_picture("plot", self.plot)
+            if self.plot.exists():
+                raise ConfigError(f"plot={self.plot}: is there already and is left alone; give another")
 
     def plan(self) -> TrainingPlan:
         """The plan that these numbers make, its noise unknown."""

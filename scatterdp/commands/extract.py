@@ -17,6 +17,7 @@ from typing import Literal
 import tyro
 
 from scatterdp.cache import FeatureCache, extract_features, ranks_of_environment
+from scatterdp.commands.pictures import check_picture
 from scatterdp.datasets import load_dataset
 from scatterdp.errors import ConfigError
 from scatterdp.extractors import make_extractor
@@ -71,8 +72,8 @@ def extract(config: ExtractConfig) -> FeatureCache:
     Raises:
         UserError: see the message.
     """
-    if config.plot is not None and (config.plot.suffix != ".png" or not config.plot.absolute().parent.is_dir()):
-        raise ConfigError(f"plot={config.plot}: expected a .png file in a folder that is there")
+    if config.plot is not None:
+        check_picture("plot", config.plot)
     ranks = ranks_of_environment()
     say = print if ranks.rank == 0 else lambda *_, **__: None
     if ranks.rank == 0:  # the others find what it has fetched

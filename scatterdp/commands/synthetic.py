@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import tyro
 
+from scatterdp.commands.pictures import check_picture
 from scatterdp.errors import ConfigError
 from scatterdp.extractors.synthetic import GENERATORS, synthetic_images
 
@@ -52,8 +53,7 @@ def synthetic(config: SyntheticConfig) -> None:
     Raises:
         UserError: see the message.
     """
-    if config.out.suffix != ".png" or not config.out.absolute().parent.is_dir():
-        raise ConfigError(f"out={config.out}: expected a .png file in a folder that is there")
+    check_picture("out", config.out)
     if config.out.exists():
         raise ConfigError(f"out={config.out}: is there already, give another name or remove it")
     from scatterdp.report.contact_sheet import contact_sheet  # matplotlib takes a second to import

@@ -93,15 +93,16 @@ def _of_training(certificate: dict[str, Any], ledger: Ledger) -> list[str]:
         found.append(
             f"its sampler draws from {sampler['num_examples']} examples, its data has {certificate['data']['num_train']}"
         )
-    if sampler["steps"]:
-        kind = "shuffle" if sampler["kind"] == "shuffle" else "poisson"
-        sizes = {"num_examples": sampler["num_examples"], "batch_size": sampler["expected_batch_size"]}
-        selection = make_selection(kind, **sizes, steps=sampler["steps"])
-        noise = training.details["noise_multiplier"]
-        if event_to_json(selection.event(noise)) != event_to_json(training.event):
-            found.append("the event of its training is not that of its sampler and noise multiplier")
-        if selection.describe() != sampler:
-            found.append("its sampler's numbers do not fit each other")
+    selection = make_selection(
+        "shuffle" if sampler["kind"] == "shuffle" else "poisson",
+        num_examples=sampler["num_examples"],
+        batch_size=sampler["expected_batch_size"],
+        steps=sampler["steps"],
+    )
+    if event_to_json(selection.event(training.details["noise_multiplier"])) != event_to_json(training.event):
+        found.append("the event of its training is not that of its sampler and noise multiplier")
+    if selection.describe() != sampler:
+        found.append("its sampler's numbers do not fit each other")
     return found
 
 

@@ -157,6 +157,14 @@ def test_what_is_no_certificate(values, message):
         check_certificate(values)
 
 
+def test_a_sampler_without_steps_is_none(honest):
+    values = copy.deepcopy(honest)
+    for sampler in (values["sampler"], values["ledger"][1]["details"]["sampler"]):
+        sampler["steps"] = 0
+    with pytest.raises(UserError, match="steps=0: expected at least 1"):
+        check_certificate(values)
+
+
 @pytest.mark.parametrize("value", [None, 0, "1e-5", 2.0, float("nan")])
 def test_a_delta_that_is_none(honest, value):
     with pytest.raises(UserError, match="is damaged"):
