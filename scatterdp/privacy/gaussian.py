@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 
 import dp_accounting
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 from scipy.special import log_ndtr
 
 _ROUNDING = 1e-9  # added to ε: the root is that exact, and an answer must not be below the truth
@@ -54,7 +54,7 @@ def gaussian_epsilon(noise_multiplier: float, *, delta: float) -> float:
     high = 1.0
     while _log_delta(high, mu) > math.log(delta):
         high *= 2
-    root = float(brentq(lambda epsilon: _log_delta(epsilon, mu) - math.log(delta), 0.0, high, xtol=1e-13, rtol=1e-13))
+    root = root_scalar(lambda epsilon: _log_delta(epsilon, mu) - math.log(delta), bracket=(0.0, high), xtol=1e-13).root
     return root * (1 + _ROUNDING) + 1e-12
 
 

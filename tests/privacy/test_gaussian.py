@@ -17,7 +17,7 @@ from scatterdp.privacy.gaussian import gaussian_epsilon, inverse_square_sum
 def delta_in_forty_digits(epsilon: float, sigma: float) -> float:
     with mpmath.workdps(40):
         e, mu = mpmath.mpf(epsilon), 1 / mpmath.mpf(sigma)
-        return mpmath.ncdf(mu / 2 - e / mu) - mpmath.exp(e) * mpmath.ncdf(-mu / 2 - e / mu)
+        return float(mpmath.ncdf(mu / 2 - e / mu) - mpmath.exp(e) * mpmath.ncdf(-mu / 2 - e / mu))
 
 
 @pytest.mark.parametrize("delta", [1e-2, 1e-5, 1e-9, 1e-14, 1e-30])
