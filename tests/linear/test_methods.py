@@ -2,6 +2,7 @@
 
 import math
 
+import dp_accounting
 import numpy as np
 import pytest
 import torch
@@ -231,7 +232,8 @@ def test_the_noise_of_second_moments_and_centre(factor, right):
     noise = (released.sum - exact_second_moments(rows, problem)).numpy()
     assert np.array_equal(noise, noise.T)
     assert looks_normal(noise[np.triu_indices(200)] / (5.0 * factor)) is right
-    assert entry.event.noise_multiplier == entry.details["noise_standard_deviation"] == 5.0
+    assert entry.event == dp_accounting.GaussianDpEvent(5.0)
+    assert entry.details["noise_standard_deviation"] == 5.0
     centre = torch.cat(
         [release_centre(rows, problem, noise_multiplier=0.01, key=RandomKey.from_seed(s))[0] for s in range(20)]
     )
