@@ -71,12 +71,15 @@ def make_certificate(
     private = finite_or_none(epsilon) is not None
     if private:
         covered = [f"the {entry.name}" for entry in ledger.entries if entry.name != TRAINING]
-        covered += ["every model update", "all that is computed from them"]
+        if any(entry.name == TRAINING for entry in ledger.entries):
+            covered.append("every model update")
+        covered.append("all that is computed from them")
         statement = (
             f"This run is (ε = {rounded_up(epsilon)}, δ = {delta!r})-differentially private. "
-            f"Neighbouring data sets: {adjacency}. Covered: {', '.join(covered[:-1])} and {covered[-1]}. "
-            f"Not covered: {', '.join(not_private)}."
+            f"Neighbouring data sets: {adjacency}. Covered: {', '.join(covered[:-1])} and {covered[-1]}."
         )
+        if not_private:
+            statement += f" Not covered: {', '.join(not_private)}."
         if key.origin == "seed":
             statement += (
                 " The noise comes from a seed: the guarantee holds only against those who cannot learn or guess it."
