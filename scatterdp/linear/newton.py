@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from scatterdp.errors import ConfigError
-from scatterdp.linear.method import Problem, Solution, every_row, unit_blocks
-from scatterdp.privacy.ledger import LedgerEntry
+from scatterdp.linear.method import Problem, Solution, every_row, gaussian_entry, unit_blocks
 from scatterdp.privacy.noise import gaussian_noise, symmetric_gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.rows import FeatureRows
@@ -98,17 +97,14 @@ class Newton:
                 values, vectors = torch.linalg.eigh(hessians[c])
                 weight[c] -= (vectors / values.clamp(min=0).add(ridge)) @ (vectors.t() @ gradient[c])
         weight -= weight.mean(0)
-        details = {"steps": self.steps, "noise_multiplier": noise_multiplier}
+        releases = (
+            ("gradients of Newton's method", noise_multiplier, GRADIENT_SENSITIVITY),
+            ("Hessians of Newton's method", self.hessian_factor * noise_multiplier, HESSIAN_SENSITIVITY),
+        )
         return Solution(
             weight=(weight[:, :-1] * (1 - _CONSTANT**2) ** 0.5).float(),
             bias=(weight[:, -1] * _CONSTANT).float(),
-            entries=[
-                LedgerEntry(
-                    "gradients and Hessians of Newton's method",
-                    self.event(noise_multiplier),
-                    details | {"sensitivity": [GRADIENT_SENSITIVITY, HESSIAN_SENSITIVITY]},
-                )
-            ],
+            entries=[gaussian_entry(name, sigma, bound, steps=self.steps) for name, sigma, bound in releases],
             sampler=every_row(p),
         )
 
