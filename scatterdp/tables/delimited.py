@@ -1,7 +1,7 @@
 """``.csv`` and lines of text: numbers in columns, and labels one a line.
 
 The separator is a tab, a semicolon or a comma, the first of these that the first line has. A first line without a single number
-is a header, and so is ``0,1,2,…`` (what pandas writes above unnamed columns).
+is a header, and so is ``0,1,2,…`` of eight columns or more (what pandas writes above unnamed columns; of fewer it may be data).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from scatterdp.tables.source import Source
 
 _ROWS_AT_ONCE = 1024
 _MOST_NAMES = 12
+_LEAST_NUMBERED = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -164,7 +165,7 @@ def _numbers(
 
 
 def _is_header(cells: list[str]) -> bool:
-    numbered = len(cells) > 1 and cells == [str(place) for place in range(len(cells))]
+    numbered = len(cells) >= _LEAST_NUMBERED and cells == [str(place) for place in range(len(cells))]
     return numbered or not any(map(_is_number, cells))
 
 

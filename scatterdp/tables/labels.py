@@ -65,6 +65,7 @@ def labels_from_array(array: np.ndarray, source: Source) -> np.ndarray:
         return array.astype(np.int64)
     if kind != "f":
         raise source.error(f"the labels are {array.dtype}, expected whole numbers or strings")
+    array = array.astype(np.float64)
     for wrong, what in (
         (~np.isfinite(array), "is not finite"),
         (array != np.rint(array), "is not whole"),

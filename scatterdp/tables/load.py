@@ -70,7 +70,7 @@ def read_table(
         table = open_cache(source, "train" if source.key == "train" else "test")
         _check_like(table.x, like, source)
         return table
-    x, found = _features(source, labels)
+    x, found = _features(source, labels, labels_argument)
     check_numbers(x, source)
     _check_like(x, like, source)
     if found is None and labels is not None:
@@ -173,7 +173,7 @@ def _test_split(features: str) -> str:
     return f"{features}:test" if in_cache else features
 
 
-def _features(source: Source, labels: str | None) -> tuple[Rows, np.ndarray | None]:
+def _features(source: Source, labels: str | None, labels_argument: str) -> tuple[Rows, np.ndarray | None]:
     """The features and, from a ``.csv`` that has them in a column, the labels."""
     if source.suffix == ".npy":
         return open_npy(source), None
@@ -182,6 +182,8 @@ def _features(source: Source, labels: str | None) -> tuple[Rows, np.ndarray | No
     if source.suffix in HDF5_SUFFIXES:
         return open_dataset(source), None
     column = labels if labels is not None and labels in column_names(source) else None
+    if labels is not None and column is None:
+        _label_source(source, labels_argument, labels)  # a misspelled column is said before its cells are no numbers
     columns = read_columns(source, labels=column)
     if columns.labels is None:
         return columns.x, None
