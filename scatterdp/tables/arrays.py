@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 from typing import BinaryIO
 
 import numpy as np
 
 from scatterdp.datasets.store import NPZ_ERRORS
-from scatterdp.tables.source import Source
+from scatterdp.tables.source import Source, listed
 
 _OBJECTS = "it holds Python objects (pickled), which are not read: save an array of numbers, or of strings for labels"
+_BAD_HEADER = (ValueError, SyntaxError, tokenize.TokenError, TypeError, KeyError, OverflowError)
+"""What numpy raises on a header that is not one."""
+
 _LOCAL_HEADER_BYTES = 30  # of a zip member, before its name and extra field
 
 
@@ -63,11 +67,11 @@ def open_npz(source: Source) -> np.ndarray:
 def _chosen(source: Source, keys: list[str]) -> str:
     if source.key is not None:
         if source.key not in keys:
-            raise source.error(f"holds no {source.key}, only {', '.join(keys) or 'nothing'}")
+            raise source.error(f"holds no {source.key}, only {listed(keys) or 'nothing'}")
         return source.key
     if len(keys) != 1:
         raise source.error(
-            f"holds {len(keys)} arrays ({', '.join(keys)}), name one: --{source.argument}={source.path}:{keys[0]}"
+            f"holds {len(keys)} arrays ({listed(keys)}), name one: --{source.argument}={source.path}:{keys[0]}"
             if keys
             else "holds no array"
         )
@@ -94,7 +98,7 @@ def _read_header(file: BinaryIO, source: Source) -> tuple[tuple[int, ...], bool,
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran_order, dtype = read(file)
-    except ValueError as error:
+    except _BAD_HEADER as error:
         raise source.error("holds no readable .npy array: save it with numpy.save") from error
     if dtype.hasobject:
         raise source.error(_OBJECTS)

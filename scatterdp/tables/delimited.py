@@ -15,10 +15,9 @@ from typing import IO
 import numpy as np
 
 from scatterdp.errors import DatasetError
-from scatterdp.tables.source import Source
+from scatterdp.tables.source import Source, listed
 
 _ROWS_AT_ONCE = 1024
-_MOST_NAMES = 12
 _LEAST_NUMBERED = 8
 
 
@@ -115,9 +114,8 @@ def read_label_lines(source: Source) -> list[str]:
             at = _position(source, table[0][1] if table else [], source.key)
             table = table[1:]
         elif width > 1:
-            names = ", ".join(table[0][1][:_MOST_NAMES])
             raise source.error(
-                f"has {width} columns ({names}), expected one label a line: name a column, "
+                f"has {width} columns ({listed(table[0][1])}), expected one label a line: name a column, "
                 f"--{source.argument}={source.path}:COLUMN"
             )
         short = next((number for number, row in table if len(row) <= at), None)
@@ -135,12 +133,8 @@ def _position(source: Source, header: list[str], name: str) -> int:
     places = [place for place, cell in enumerate(header) if cell == name]
     if len(places) != 1:
         how = "twice" if places else "not"
-        raise source.error(f"column {name} is {how} in its first line ({_listed(header)}), expected once")
+        raise source.error(f"column {name} is {how} in its first line ({listed(header)}), expected once")
     return places[0]
-
-
-def _listed(header: list[str]) -> str:
-    return ", ".join(header[:_MOST_NAMES]) + (", …" if len(header) > _MOST_NAMES else "")
 
 
 def _numbers(
@@ -154,9 +148,9 @@ def _numbers(
             for place, cell in enumerate(row):
                 if not _is_number(cell):
                     column = place + (left_out is not None and place >= left_out)
-                    name = f" ({header[column]})" if header is not None else ""
+                    name = f" ({listed([header[column]])})" if header is not None else ""
                     raise source.error(
-                        f"line {number}, column {column + 1}{name}: {cell!r} is no number; "
+                        f"line {number}, column {column + 1}{name}: {listed([cell])!r} is no number; "
                         "a column of labels is named by --labels=COLUMN"
                         if cell.strip()
                         else f"line {number}, column {column + 1}{name} is empty: expected a number"

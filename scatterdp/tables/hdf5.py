@@ -8,10 +8,8 @@ import h5py
 import numpy as np
 
 from scatterdp.cache import FeatureCache, Split
-from scatterdp.tables.source import Source
+from scatterdp.tables.source import Source, listed
 from scatterdp.tables.table import BLOCK_BYTES, FeatureTable, check_finite_block
-
-_MOST_NAMES = 12
 
 
 class CachedRows:
@@ -39,7 +37,10 @@ class CachedRows:
 def is_cache(source: Source) -> bool:
     """Whether the file is a feature cache."""
     with _opened(source) as file:
-        return "schema_version" in file.attrs and "extractor_fingerprint" in file.attrs
+        try:
+            return "schema_version" in file.attrs and "extractor_fingerprint" in file.attrs
+        except (OSError, RuntimeError, KeyError) as error:
+            raise source.error(f"is a damaged HDF5 file ({error}): write or copy it again") from error
 
 
 def open_cache(source: Source, split: Split) -> FeatureTable:
@@ -73,14 +74,13 @@ def open_dataset(source: Source) -> h5py.Dataset:
         if not isinstance(found, h5py.Dataset):
             file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
             found = file[names[0]] if source.key is None and len(names) == 1 else None
-        listed = ", ".join(names[:_MOST_NAMES]) + (", …" if len(names) > _MOST_NAMES else "")
         if not isinstance(found, h5py.Dataset):
             if source.key is not None:
-                raise source.error(f"holds no data set {source.key}, only {listed or 'nothing'}")
+                raise source.error(f"holds no data set {source.key}, only {listed(names) or 'nothing'}")
             if not names:
                 raise source.error("holds no data set")
             raise source.error(
-                f"holds {len(names)} data sets ({listed}), name one: --{source.argument}={source.path}:{names[0]}"
+                f"holds {len(names)} data sets ({listed(names)}), name one: --{source.argument}={source.path}:{names[0]}"
             )
     except (RuntimeError, OSError, KeyError, ValueError) as error:
         raise source.error(f"is a damaged HDF5 file ({error}): write or copy it again") from error

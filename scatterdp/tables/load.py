@@ -13,7 +13,7 @@ from scatterdp.tables.delimited import column_names, read_columns
 from scatterdp.tables.hdf5 import is_cache, open_cache, open_dataset
 from scatterdp.tables.images import has_splits, read_image_splits, read_image_table
 from scatterdp.tables.labels import label_source, labels_from_text, read_labels
-from scatterdp.tables.source import HDF5_SUFFIXES, Source
+from scatterdp.tables.source import HDF5_SUFFIXES, Source, listed
 from scatterdp.tables.table import FeatureTable, Rows, check_finite, check_numbers
 
 TABLE_SUFFIXES = (".npy", ".npz", *HDF5_SUFFIXES, ".csv")
@@ -197,8 +197,7 @@ def _label_source(features: Source, argument: str, labels: str) -> Source:
         if features.suffix != ".csv" or "/" in labels or ":" in labels:
             raise
         raise DatasetError(
-            f"{argument}={labels}: is neither a file nor a column of {features.path} "
-            f"({', '.join(column_names(features)[:12])})"
+            f"{argument}={labels}: is neither a file nor a column of {features.path} ({listed(column_names(features))})"
         ) from None
 
 

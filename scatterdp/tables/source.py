@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -11,6 +12,20 @@ from scatterdp.errors import DatasetError
 HDF5_SUFFIXES = (".h5", ".hdf5")
 KEYED_SUFFIXES = (".npz", *HDF5_SUFFIXES)
 """Files that hold several arrays by name."""
+
+_MOST_NAMES = 12
+_LONGEST_NAME = 40
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names of arrays or columns for a message: one line, not all when they are many or long.
+
+    >>> listed(["a", "b" * 50])
+    'a, bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb…'
+    """
+    flat = [" ".join(name.split()) for name in names]
+    short = [name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "…" for name in flat[:_MOST_NAMES]]
+    return ", ".join([*short, "…"] if len(flat) > _MOST_NAMES else short)
 
 
 @dataclass(frozen=True, kw_only=True)
