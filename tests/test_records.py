@@ -80,9 +80,13 @@ class TestWhole:
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, UserError])
     def test_after_an_error_nothing_is_there(self, tmp_path, error):
-        with pytest.raises(error), RunFolder.whole(tmp_path / "a" / "b", CONFIG) as folder:
-            folder.write_json("certificate.json", {})
-            raise error
+        def fails():
+            with RunFolder.whole(tmp_path / "a" / "b", CONFIG) as folder:
+                folder.write_json("certificate.json", {})
+                raise error
+
+        with pytest.raises(error):
+            fails()
         assert names(tmp_path) == []
 
     def test_a_disk_that_fails_is_one_sentence(self, tmp_path):
