@@ -22,7 +22,7 @@ from scatterdp.tables.table import FeatureTable
 def has_splits(folder: Path) -> bool:
     """Whether ``folder`` has ``train/`` with folders in it. (A class may be called train: then there are images in it.)"""
     train = folder / "train"
-    return train.is_dir() and bool(class_folders(train)) and not image_files(train)[0]
+    return train.is_dir() and bool(class_folders(train))
 
 
 def read_image_splits(source: Source) -> tuple[FeatureTable, FeatureTable | None]:

@@ -28,7 +28,7 @@ def read(tmp_path):
         "1\t2.5\n-3\t4e1\n",
         "height,width\n1,2.5\n-3,4e1\n",
         '"a, b","c"\n"1"," 2.5 "\n-3,4e1\n\n',
-        "\ufeffa,b\n1,2.5\n-3,4e1\n",
+        "\ufeff1,2.5\n-3,4e1\n",
     ],
 )
 def test_numbers(read, text):
