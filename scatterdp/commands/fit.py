@@ -25,6 +25,7 @@ from scatterdp.commands.exits import INTERRUPTED_WITH_NOTHING
 from scatterdp.config import DEFAULT_TARGET_EPSILON
 from scatterdp.errors import ConfigError
 from scatterdp.estimators import DPClassifier
+from scatterdp.linear import HeadName
 from scatterdp.privacy.certificate import rounded_up, with_publication
 from scatterdp.records import RunFolder, new_run_dir, peak_memory_bytes
 from scatterdp.tables import FeatureTable, Tables, read_tables, row_blocks
@@ -53,8 +54,8 @@ class FitConfig:
     """δ; below 1/N, or the guarantee allows publishing an example outright."""
     accountant: Literal["pld", "rdp", "rdp_classic"] = "pld"
     """Which upper bound on ε counts."""
-    head: str = "auto"
-    """How the classifier is found. auto: by the public numbers alone (examples, features, classes, budget)."""
+    head: HeadName = "auto"
+    """How the classifier is found; see scatterdp.linear. auto: chosen by the public numbers alone (examples, features, classes, budget)."""
     extractor: str | None = None
     """For a folder of images: their fixed features, as in "scatternet(mirror=True)+patches". None: scatternet."""
     seed: int | None = None
