@@ -90,7 +90,7 @@ def run(config: BaselinesConfig) -> RunFolder:
                 result = _fit(config, dataset, plan, extractor, features, folder, checkpoint, device)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(
-                    f"interrupted: go on with python -m scatterdp.{config.command_name()} --resume={folder.path}"
+                    f"interrupted: go on with python -m {config.module_name()} --resume={folder.path}"
                 ) from None
             _record(folder, plan, result, seconds_extract)
     _report(plan, result)
@@ -269,7 +269,7 @@ def command_line(config_class: type[BaselinesConfig], description: str, argument
     """Parse a command line into a config, run it, return the exit code."""
 
     def command() -> None:
-        program = f"python -m scatterdp.{config_class.command_name()}"
+        program = f"python -m {config_class.module_name()}"
         run(tyro.cli(config_class, prog=program, args=arguments, use_underscores=True, description=description))
 
     return exit_code(command)
