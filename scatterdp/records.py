@@ -21,14 +21,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import filelock
 from safetensors.torch import save_file
 from torch import Tensor
 
-from scatterdp.config import BaselinesConfig
+from scatterdp.config import TrainingConfig
 from scatterdp.errors import ConfigError, UserError
+
+_Config = TypeVar("_Config", bound=TrainingConfig)
 
 
 class RunFolder:
@@ -48,7 +50,7 @@ class RunFolder:
         return self.checkpoint.exists() or (metrics.exists() and metrics.stat().st_size > 0)
 
     @classmethod
-    def create(cls, path: Path, config: BaselinesConfig) -> RunFolder:
+    def create(cls, path: Path, config: TrainingConfig) -> RunFolder:
         """A new folder with its config.
 
         Raises:
@@ -77,7 +79,7 @@ class RunFolder:
             raise ConfigError(f"run_dir={path}: {nearest} is not a folder to write in; give another --run_dir")
 
     @classmethod
-    def reopen(cls, path: Path, config: type[BaselinesConfig] = BaselinesConfig) -> tuple[RunFolder, BaselinesConfig]:
+    def reopen(cls, path: Path, config: type[_Config]) -> tuple[RunFolder, _Config]:
         """An unfinished run and its config; one that was stopped before its first checkpoint begins anew.
 
         Raises:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -52,6 +53,7 @@ def make_certificate(
     data: dict[str, Any],
     features: dict[str, Any],
     not_private: list[str],
+    assumptions: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The certificate as JSON values.
 
@@ -65,6 +67,7 @@ def make_certificate(
         data: the data set's public facts.
         features: the extractor's name, configuration, fingerprint.
         not_private: printed or recorded numbers that the guarantee does not cover.
+        assumptions: sentences about what this run takes on somebody's word; they stand first among the limits and in the statement.
     """
     epsilons = {name: ledger.epsilon(delta=delta, accountant=name) for name in ACCOUNTANTS}
     epsilon = epsilons[accountant]
@@ -77,6 +80,7 @@ def make_certificate(
             f"Neighbouring data sets: {adjacency}. Covered: {', '.join(covered[:-1])} and {covered[-1]}. "
             f"Not covered: {', '.join(not_private)}."
         )
+        statement += "".join(f" {sentence}" for sentence in assumptions)
         if key.origin == "seed":
             statement += (
                 " The noise comes from a seed: the guarantee holds only against those who cannot learn or guess it."
@@ -100,6 +104,6 @@ def make_certificate(
         "data": data,
         "features": features,
         "not_private": not_private,
-        "limits": list(LIMITS),
+        "limits": [*assumptions, *LIMITS],
         "versions": {name: version(name) for name in VERSIONED} | {"python": platform.python_version()},
     }
