@@ -18,6 +18,7 @@ Published checkpoints name the tensors in one of two ways:
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import torch
@@ -66,7 +67,7 @@ class ResNeXt29(nn.Module):
                     Bottleneck(inputs, outputs, stride=1 if stage == 0 else 2),
                     *(Bottleneck(outputs, outputs, stride=1) for _ in range(_BLOCKS - 1)),
                 )
-                for stage, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True))
+                for stage, (inputs, outputs) in enumerate(itertools.pairwise(widths))
             )
         )
 

@@ -3,7 +3,7 @@ r"""SimCLR v2's ResNet-50 of width 2 with selective kernels (Chen et al. 2020, a
 A stem of three 3×3 convolutions, then 3, 4, 6 and 3 bottlenecks of 512, 1024, 2048 and 4096 channels at 56×56 … 7×7 for 224×224 images.
 The 3×3 convolution of a bottleneck is a selective kernel (Li et al. 2019, arXiv 1903.06586): two kernels' maps, mixed for each image and
 channel by a softmax of what the pooled sum of both says. Where sizes change, the shortcut is an average over 2×2 pixels and a 1×1
-convolution. 139 755 840 parameters; the published 140 M count the linear classifier of 1000 classes with it (143 852 840).
+convolution. 140 306 048 parameters (the paper says 140 M), and 4 097 000 of the linear classifier that the file holds beside them.
 
 This is the network of the PyTorch conversion (``r50_2x_sk1.pth``), down to its borders, so that its numbers can be compared. It differs from the
 TensorFlow original in two places: the stem's pooling pads one pixel on every side, not on the lower and right one alone; the first shortcut's
