@@ -31,6 +31,11 @@ from transfer.preprocessing import NORMALIZATIONS, Preprocessing
 from transfer.weights import WRAPPERS, Naming, WeightsError, load_weights, read_weights
 
 DEFAULT = "default"
+# Published weights of these two take colours on another scale, to which the network itself brings them.
+_AS_TRAINED: dict[str, dict[str, bool]] = {
+    "googlenet": {"transform_input": True, "init_weights": False},
+    "inception_v3": {"transform_input": True, "init_weights": False},
+}
 _EXPECTED = "expected cifar100_resnext, simclr_r50_2x_sk1, torchvision:NAME, timm:NAME or module:FILE.py:FUNCTION"
 
 
@@ -139,7 +144,7 @@ def _torchvision(name: str, weights: str) -> _Network:
             f"backbone=torchvision:{name}: torchvision {torchvision.__version__} has no such classifier; python -c "
             "'import torchvision; print(torchvision.models.list_models(module=torchvision.models))' lists them"
         )
-    network = models.get_model(name, weights=None)
+    network = models.get_model(name, weights=None, **_AS_TRAINED.get(name, {}))
     published = models.get_model_weights(name).DEFAULT
     if weights == DEFAULT:
         tensors = _downloaded("torchvision", name, published.url, lambda: _hub_state(published.url))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,14 +54,21 @@ def read_weights(path: Path, *, wrappers: Sequence[str] = WRAPPERS) -> dict[str,
         if path.suffix == ".safetensors":
             content = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore"
+                )  # of pickles that torch did not write; what is wrong with them is told below
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if named := re.search(r"(?:GLOBAL|Unsupported (?:global|class|operand)[^\w]*)\s*([\w.]+)", str(error)):
+        reason = str(error)
+        if "Unsupported" in reason:
+            named = re.search(r"GLOBAL ([\w.]+)", reason)
+            what = f"it calls {named[1]}" if named else "it is a pickle of more than tensors"
             raise WeightsError(
-                f"weights={path}: refused, for reading it would run code: it calls {named[1]}; take a file of tensors alone, such as "
+                f"weights={path}: refused, for reading it would run code: {what}; take a file of tensors alone, such as "
                 "torch.save(model.state_dict(), FILE) writes"
             ) from None
-        raise WeightsError(f"weights={path}: not a checkpoint ({str(error).splitlines()[0][:80]})") from None
+        raise WeightsError(f"weights={path}: not a checkpoint ({reason.splitlines()[0][:80]})") from None
     except _READ_ERRORS as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise WeightsError(f"weights={path}: not a readable checkpoint, or a damaged one ({reason})") from None
@@ -70,9 +78,8 @@ def read_weights(path: Path, *, wrappers: Sequence[str] = WRAPPERS) -> dict[str,
             f"holds {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else "is no dictionary"
         )
         raise WeightsError(f"weights={path}: has no tensors by name (it {found}); save the model's state_dict() alone")
-    for prefix in _PREFIXES:
-        while all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
 
 
