@@ -137,7 +137,7 @@ class NpyFeatures:
         """First row and ``(b, K, h, w)`` float32 features of each block."""
         array = self._arrays[split]
         for start in range(0, len(array), rows_per_block):
-            block = np.asarray(array[start : start + rows_per_block], np.float32)
+            block = np.array(array[start : start + rows_per_block], np.float32)  # a copy: the file is not to be changed
             yield start, block.reshape(len(block), *self.output_shape)
 
 

@@ -60,15 +60,15 @@ def read_weights(path: Path, *, wrappers: Sequence[str] = WRAPPERS) -> dict[str,
                 )  # of pickles that torch did not write; what is wrong with them is told below
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error)
-        if "Unsupported" in reason:
-            named = re.search(r"GLOBAL ([\w.]+)", reason)
-            what = f"it calls {named[1]}" if named else "it is a pickle of more than tensors"
-            raise WeightsError(
-                f"weights={path}: refused, for reading it would run code: {what}; take a file of tensors alone, such as "
-                "torch.save(model.state_dict(), FILE) writes"
-            ) from None
-        raise WeightsError(f"weights={path}: not a checkpoint ({reason.splitlines()[0][:80]})") from None
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = (
+            f"refused, for reading it would run code: it calls {named[1]}"
+            if named
+            else "not a checkpoint, or one that cannot be read without running code"
+        )
+        raise WeightsError(
+            f"weights={path}: {what}; take a file of tensors alone, such as torch.save(model.state_dict(), FILE) writes"
+        ) from None
     except _READ_ERRORS as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise WeightsError(f"weights={path}: not a readable checkpoint, or a damaged one ({reason})") from None
