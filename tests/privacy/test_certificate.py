@@ -166,3 +166,12 @@ def test_nothing_released():
     found = certificate(Ledger())
     assert found["epsilon"] == 0.0
     assert found["private"] is True
+
+
+def test_what_is_taken_on_somebodys_word_is_in_the_statement_and_among_the_limits():
+    told = "The statistics were given."
+    found = certificate(run_ledger(), assumptions=[told])
+    plain = certificate(run_ledger())
+    assert told in found["statement"]
+    assert found["limits"] == [told, *plain["limits"]]
+    assert found["epsilon"] == plain["epsilon"]
