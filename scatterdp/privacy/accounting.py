@@ -7,7 +7,8 @@
 | ``rdp_classic`` | the same divergences over :data:`scatterdp.privacy.renyi.ORDERS` | ``ε = min_α rdp(α) + ln(1/δ)/(α-1)`` (Mironov 2017, Prop. 3) |
 
 All three are upper bounds on the same true ε; ``pld`` is the smallest in practice and the default (where RDP says that ε is
-in the hundreds, or where δ is too small for the numerics of ``pld``, RDP's bound is returned under every name).
+in the hundreds, or where δ is too small for the numerics of ``pld``, RDP's bound is returned under every name; where all is
+Gaussian and nothing is sampled, ``pld`` is the exact curve of :mod:`scatterdp.privacy.gaussian`).
 
 >>> import dp_accounting
 >>> round(epsilon_of(dp_accounting.GaussianDpEvent(4.0), delta=1e-5), 3)
@@ -25,6 +26,7 @@ from dp_accounting import pld, rdp
 
 from scatterdp.errors import ConfigError
 from scatterdp.privacy import renyi
+from scatterdp.privacy.gaussian import gaussian_epsilon, inverse_square_sum
 
 Accountant = Literal["pld", "rdp", "rdp_classic"]
 ACCOUNTANTS: tuple[Accountant, ...] = get_args(Accountant)
@@ -72,6 +74,9 @@ def epsilon_of(
         return renyi.classic_epsilon(_divergences(event, renyi.ORDERS), delta)
     if accountant == "rdp":
         return _moments(event, delta, _ALL_ORDERS)
+    inverse_squares = inverse_square_sum(event)
+    if inverse_squares is not None:
+        return gaussian_epsilon(inverse_squares**-0.5 if inverse_squares else math.inf, delta=delta)
     bound = _moments(event, delta, _WHOLE_ORDERS)
     if bound > _PLD_LIMIT:
         return _moments(event, delta, _ALL_ORDERS)

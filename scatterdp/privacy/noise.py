@@ -56,3 +56,28 @@ def gaussian_noise(
         return torch.zeros(shape, dtype=dtype, device=device)
     sample = standard_normal(math.prod(shape), key, purpose, counter=counter)
     return torch.from_numpy(sample * (noise_multiplier * sensitivity)).to(device, dtype).reshape(shape)
+
+
+def symmetric_gaussian_noise(
+    size: int, *, noise_multiplier: float, sensitivity: float, key: RandomKey, purpose: str, counter: int
+) -> Tensor:
+    """A symmetric ``(size, size)`` float64 matrix whose upper triangle, diagonal included, is :func:`gaussian_noise`.
+
+    Args:
+        sensitivity: L2 sensitivity of the upper triangle.
+        noise_multiplier, key, purpose, counter: as there.
+    """
+    rows, columns = torch.triu_indices(size, size)
+    triangle = gaussian_noise(
+        (len(rows),),
+        noise_multiplier=noise_multiplier,
+        sensitivity=sensitivity,
+        key=key,
+        purpose=purpose,
+        counter=counter,
+        dtype=torch.float64,
+    )
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    matrix[rows, columns] = triangle
+    matrix[columns, rows] = triangle
+    return matrix

@@ -1,0 +1,67 @@
+"""One release: the noisy sum of each class. The classifier is the nearest class mean, under one spherical variance.
+
+The least that can be asked of the data, for tiny budgets or few examples: one number a class and feature, and one step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import dp_accounting
+import torch
+
+from scatterdp.linear.method import Problem, Solution, every_row, gaussian_entry, unit_blocks
+from scatterdp.privacy.noise import gaussian_noise
+from scatterdp.privacy.randomness import RandomKey
+from scatterdp.training.rows import FeatureRows
+
+_COUNTING = 0.3  # the constant entry of every row: its sums are the classes' sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMeans:
+    """Nearest class mean.
+
+    **Formal guarantee.** A row is extended by a constant, to a length of at most 1, and added to the sum of its class: the ``(C, D + 1)``
+    sums change by at most 1 in L2 when an example comes or goes. They are released once with Gaussian noise; means, sizes and variance
+    are computed from them.
+    """
+
+    problem: Problem
+
+    @property
+    def name(self) -> str:
+        return "class means"
+
+    def event(self, noise_multiplier: float) -> dp_accounting.DpEvent:
+        """Of the one release."""
+        return dp_accounting.GaussianDpEvent(noise_multiplier)
+
+    def solve(self, rows: FeatureRows, *, noise_multiplier: float, key: RandomKey) -> Solution:
+        """Release the sums, compute the classifier."""
+        p = self.problem
+        sums = torch.zeros(p.num_classes, p.num_features + 1, dtype=torch.float64)
+        for z, y in unit_blocks(rows, constant=_COUNTING):
+            sums.index_add_(0, y.cpu(), z.cpu().double())
+        sums += gaussian_noise(
+            tuple(sums.shape),
+            noise_multiplier=noise_multiplier,
+            sensitivity=1.0,
+            key=key,
+            purpose="class sums",
+            counter=0,
+            dtype=torch.float64,
+        )
+        sizes = (sums[:, -1] / _COUNTING).clamp(min=1.0, max=p.num_examples)
+        means = sums[:, :-1] / (1 - _COUNTING**2) ** 0.5 / sizes[:, None]
+        # The noise makes every mean longer, by a known amount.
+        noise = p.num_features * (noise_multiplier / sizes) ** 2 / (1 - _COUNTING**2)
+        squares = (means.square().sum(1) - noise).clamp(min=0.0, max=1.0)
+        variance = (1 - squares.mean()) / p.num_features
+        bias = (sizes / sizes.sum()).log() - squares / (2 * variance)
+        return Solution(
+            weight=(means / variance).float(),
+            bias=bias.float(),
+            entries=[gaussian_entry("class sums", noise_multiplier, 1.0, numbers=sums.numel())],
+            sampler=every_row(p),
+        )

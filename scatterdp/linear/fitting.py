@@ -1,0 +1,151 @@
+"""A private linear classifier of a user's features, from arrays to weights with their ledger."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import dp_accounting
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scatterdp.errors import UserError
+from scatterdp.heads import Head
+from scatterdp.linear.choice import CENTRE_SHARE, Budget, HeadName, make_method, worth_centring
+from scatterdp.linear.method import Problem
+from scatterdp.linear.sphere import UnitSphere, release_centre
+from scatterdp.privacy.calibration import calibrate_noise_multiplier
+from scatterdp.privacy.ledger import Ledger, LedgerEntry
+from scatterdp.privacy.randomness import RandomKey
+from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, FeatureRows
+
+_BLOCK = 4096
+
+
+class Matrix(Protocol):
+    """Rows that can be sliced: a NumPy array, a memory map, an HDF5 data set."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearFit:
+    """A private classifier and its ledger.
+
+    Args:
+        head: ``(B, …) -> (B, C)`` logits of features as they came.
+        ledger: everything that was released.
+        sampler: what the certificate says of batches.
+        method: its name.
+        settings: what it was made with, JSON values.
+    """
+
+    head: Head
+    ledger: Ledger
+    sampler: dict[str, Any]
+    method: str
+    settings: dict[str, Any]
+
+
+def fit_linear(
+    x: Matrix,
+    y: np.ndarray,
+    *,
+    num_classes: int,
+    budget: Budget,
+    key: RandomKey,
+    head: HeadName = "auto",
+    centre: bool | None = None,
+    channels: int | None = None,
+) -> LinearFit:
+    """Fit a linear classifier with differential privacy.
+
+    Every row is brought to length one (:mod:`scatterdp.linear.sphere`), the method and its settings are chosen from public numbers, the noise is solved for so that
+    centre and method together stay within the budget, and one pass or many are made over the rows, which are held in memory
+    in the precision in which they came (float64 becomes float32).
+
+    Args:
+        x: ``(N, …)`` private features, finite.
+        y: ``(N,)`` class numbers 0 … C - 1.
+        num_classes: C ≥ 2, public.
+        budget: what may be spent.
+        key: random key; it is bound to everything that decides the fit, the data included.
+        head: the method, ``"auto"`` for the documented rule.
+        centre: release the features' mean and take it away; None: the documented rule.
+        channels: the rows are maps of so many channels; a covariance is then one of channels.
+
+    Raises:
+        ConfigError: a value out of range.
+        BudgetError: the budget cannot be met.
+        UserError: features that are not finite.
+    """
+    rows, digest = _unit_rows(x, y)
+    problem = Problem(num_examples=len(rows.y), num_features=rows.x.shape[1], num_classes=num_classes)
+    method = make_method(head, problem, budget, channels=channels)
+    key = key.bound_to(repr((digest, method, budget, centre)))
+    entries: list[LedgerEntry] = []
+    prior: dp_accounting.DpEvent = dp_accounting.NoOpDpEvent()
+    mean = None
+    if worth_centring(problem, budget) if centre is None else centre:
+        noise_multiplier = budget.one_release(CENTRE_SHARE)
+        mean, entry = release_centre(rows, problem, noise_multiplier=noise_multiplier, key=key)
+        entries.append(entry)
+        prior = entry.event
+    sphere = UnitSphere(problem.num_features, mean)
+    if mean is not None:
+        rows = _centred(rows, sphere)
+    sigma = calibrate_noise_multiplier(
+        method.event,
+        target_epsilon=budget.epsilon,
+        target_delta=budget.delta,
+        accountant=budget.accountant,
+        prior=prior,
+    )
+    solution = method.solve(rows, noise_multiplier=sigma, key=key)
+    classifier = nn.Linear(problem.num_features, num_classes)
+    classifier.load_state_dict({"weight": solution.weight.cpu(), "bias": solution.bias.cpu()})
+    return LinearFit(
+        head=Head(sphere, classifier).eval(),
+        ledger=Ledger([*entries, *solution.entries]),
+        sampler=solution.sampler,
+        method=method.name,
+        settings={"head": head, "centre": mean is not None, "noise_multiplier": sigma},
+    )
+
+
+def _unit_rows(x: Matrix, y: np.ndarray) -> tuple[FeatureRows, str]:
+    """Unit rows in memory, in the precision of ``x`` (single at most), and a digest of rows and labels for the key alone."""
+    count, size = x.shape[0], int(np.prod(x.shape[1:]))
+    half = getattr(x, "dtype", None) == np.float16
+    stored = torch.empty(count, size, dtype=torch.float16 if half else torch.float32)
+    squares = torch.empty(count)
+    sphere, digest = UnitSphere(size), hashlib.sha256(np.ascontiguousarray(y, "<i8").tobytes())
+    for start in range(0, count, _BLOCK):
+        block = np.ascontiguousarray(x[start : start + _BLOCK])
+        digest.update(block.tobytes())
+        values = torch.from_numpy(block.astype(np.float32, copy=False)).flatten(1)
+        finite = values.isfinite().all(1)
+        if not finite.all():
+            raise UserError(
+                f"X: row {start + int((~finite).nonzero()[0])} has NaN or infinite values; remove the example or repair it"
+            )
+        _store(stored, squares, start, sphere(values))
+    labels = torch.from_numpy(np.ascontiguousarray(y, np.int64))
+    return FeatureRows(stored, labels, squares, DEFAULT_PHYSICAL_BATCH), digest.hexdigest()
+
+
+def _centred(rows: FeatureRows, sphere: UnitSphere) -> FeatureRows:
+    """The same memory, its rows less the mean and of length one again."""
+    for start in range(0, len(rows.y), _BLOCK):
+        _store(rows.x, rows.squared_norms, start, sphere(rows.x[start : start + _BLOCK]))
+    return rows
+
+
+def _store(stored: Tensor, squares: Tensor, start: int, values: Tensor) -> None:
+    part = stored[start : start + len(values)].copy_(values)
+    squares[start : start + len(values)] = part.float().square().sum(1)

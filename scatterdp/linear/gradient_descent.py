@@ -1,0 +1,82 @@
+"""Noisy gradient descent on the cross entropy of a linear classifier: Poisson batches (DP-SGD) or full batches.
+
+With full batches every step is a plain Gaussian mechanism and its accounting is exact; with Poisson batches a step reads a part of the
+rows, and the sampling amplifies. Both run the loop of :mod:`scatterdp.training.loop` (Abadi et al. 2016, arXiv 1607.00133).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import dp_accounting
+import torch
+from torch import nn
+
+from scatterdp.config import Schedule
+from scatterdp.engines import ENGINES
+from scatterdp.linear.method import Problem, Solution
+from scatterdp.privacy.randomness import RandomKey
+from scatterdp.training.loop import TrainingState, train
+from scatterdp.training.plan import TrainingPlan
+from scatterdp.training.rows import FeatureRows
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientDescent:
+    """DP-SGD or, with ``batch_size`` = N, full-batch gradient descent.
+
+    **Formal guarantee.** That of :func:`scatterdp.training.loop.train`: the event is the sampler's own.
+
+    Args:
+        problem: public facts.
+        batch_size: expected rows a step, 1 … N.
+        epochs: an epoch is ⌊N / batch_size⌋ steps.
+        lr, momentum, schedule: of the optimizer, no privacy meaning.
+        max_grad_norm: bound of each example's gradient.
+    """
+
+    problem: Problem
+    batch_size: int
+    epochs: int
+    lr: float
+    momentum: float = 0.9
+    max_grad_norm: float = 0.5
+    schedule: Schedule = "constant"
+
+    @property
+    def name(self) -> str:
+        return "gradient descent" if self.batch_size == self.problem.num_examples else "DP-SGD"
+
+    def plan(self, noise_multiplier: float) -> TrainingPlan:
+        """The same as the training loop takes it."""
+        return TrainingPlan(
+            num_examples=self.problem.num_examples,
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+            lr=self.lr,
+            momentum=self.momentum,
+            max_grad_norm=self.max_grad_norm,
+            noise_multiplier=noise_multiplier,
+            input_norm="none",
+            schedule=self.schedule,
+        )
+
+    def event(self, noise_multiplier: float) -> dp_accounting.DpEvent:
+        """Of all steps."""
+        return self.plan(noise_multiplier).selection().event(noise_multiplier)
+
+    def solve(self, rows: FeatureRows, *, noise_multiplier: float, key: RandomKey) -> Solution:
+        """Start at zero, train, return the averaged weights (post-processing of all weights, so free)."""
+        plan = self.plan(noise_multiplier)
+        classifier = nn.Linear(self.problem.num_features, self.problem.num_classes, device=rows.x.device)
+        nn.init.zeros_(classifier.weight)
+        nn.init.zeros_(classifier.bias)
+        state = TrainingState.begin(classifier, plan)
+        entry = train(state, rows, plan, key=key, engine=ENGINES["linear"])
+        average = state.average.average
+        return Solution(
+            weight=average["weight"].to(torch.float32),
+            bias=average["bias"].to(torch.float32),
+            entries=[entry],
+            sampler=plan.selection().describe(),
+        )

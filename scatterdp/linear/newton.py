@@ -1,0 +1,127 @@
+r"""DP Newton for multinomial logistic regression (Mehta et al. 2022, arXiv 2211.13403): a few steps, each with a private gradient and Hessian.
+
+The Hessian is taken block by block, one a class: :math:`H_c = \sum_i p_{ic}(1 - p_{ic})\, z_i z_i^\top`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import dp_accounting
+import torch
+from torch import Tensor
+
+from scatterdp.errors import ConfigError
+from scatterdp.linear.method import Problem, Solution, every_row, unit_blocks
+from scatterdp.privacy.ledger import LedgerEntry
+from scatterdp.privacy.noise import gaussian_noise, symmetric_gaussian_noise
+from scatterdp.privacy.randomness import RandomKey
+from scatterdp.training.rows import FeatureRows
+
+MOST_FEATURES = 2048
+_CONSTANT = 0.3
+GRADIENT_SENSITIVITY = math.sqrt(2)
+HESSIAN_SENSITIVITY = math.sqrt(4 / 27)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Newton:
+    """Newton's method with noise.
+
+    **Formal guarantee.** For rows of length at most 1 an example's gradient :math:`(p - e_y) z^\\top` is at most √2 long, and no clipping is needed. Its
+    blocks :math:`p_c (1 - p_c) z z^\\top` together have Frobenius norm at most :math:`\\sqrt{\\sum_c p_c^2 (1 - p_c)^2}`, and
+    :math:`\\sum_c p_c \\cdot p_c (1 - p_c)^2 \\le \\max_p p (1 - p)^2 = 4/27`. Each step is one Gaussian mechanism of σ (gradient) and one of
+    ``hessian_factor``·σ (Hessians).
+
+    Args:
+        problem: public facts; at most 2048 features.
+        steps: number of Newton steps.
+        hessian_factor: noise multiplier of the Hessians ÷ the gradient's.
+        penalty: of the weights, ``penalty · N / 2 · ‖W‖²``.
+
+    Raises:
+        ConfigError: more features.
+    """
+
+    problem: Problem
+    steps: int = 3
+    hessian_factor: float = 1.0
+    penalty: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if self.problem.num_features > MOST_FEATURES:
+            raise ConfigError(
+                f"head=newton: takes at most {MOST_FEATURES} features, these are {self.problem.num_features}; take another head"
+            )
+
+    @property
+    def name(self) -> str:
+        return "Newton's method"
+
+    def event(self, noise_multiplier: float) -> dp_accounting.DpEvent:
+        """Of all steps."""
+        return dp_accounting.ComposedDpEvent(
+            [
+                dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(factor * noise_multiplier), self.steps)
+                for factor in (1.0, self.hessian_factor)
+            ]
+        )
+
+    def solve(self, rows: FeatureRows, *, noise_multiplier: float, key: RandomKey) -> Solution:
+        """Start at zero and step."""
+        p = self.problem
+        weight = torch.zeros(p.num_classes, p.num_features + 1, dtype=torch.float64)
+        for step in range(self.steps):
+            gradient, hessians = self._derivatives(rows, weight)
+            gradient += gaussian_noise(
+                tuple(gradient.shape),
+                noise_multiplier=noise_multiplier,
+                sensitivity=GRADIENT_SENSITIVITY,
+                key=key,
+                purpose="gradient",
+                counter=step,
+                dtype=torch.float64,
+            )
+            gradient += self.penalty * p.num_examples * weight
+            noise = self.hessian_factor * noise_multiplier * HESSIAN_SENSITIVITY
+            ridge = 2 * noise * math.sqrt(p.num_features + 1) + self.penalty * p.num_examples
+            for c in range(p.num_classes):
+                hessians[c] += symmetric_gaussian_noise(
+                    p.num_features + 1,
+                    noise_multiplier=self.hessian_factor * noise_multiplier,
+                    sensitivity=HESSIAN_SENSITIVITY,
+                    key=key,
+                    purpose=f"Hessian of class {c}",
+                    counter=step,
+                )
+                values, vectors = torch.linalg.eigh(hessians[c])
+                weight[c] -= (vectors / values.clamp(min=0).add(ridge)) @ (vectors.t() @ gradient[c])
+        weight -= weight.mean(0)
+        details = {"steps": self.steps, "noise_multiplier": noise_multiplier}
+        return Solution(
+            weight=(weight[:, :-1] * (1 - _CONSTANT**2) ** 0.5).float(),
+            bias=(weight[:, -1] * _CONSTANT).float(),
+            entries=[
+                LedgerEntry(
+                    "gradients and Hessians of Newton's method",
+                    self.event(noise_multiplier),
+                    details | {"sensitivity": [GRADIENT_SENSITIVITY, HESSIAN_SENSITIVITY]},
+                )
+            ],
+            sampler=every_row(p),
+        )
+
+    def _derivatives(self, rows: FeatureRows, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient ``(C, D + 1)`` and Hessian blocks ``(C, D + 1, D + 1)`` at these weights, exact."""
+        gradient = torch.zeros_like(weight)
+        hessians = torch.zeros(len(weight), weight.shape[1], weight.shape[1], dtype=torch.float64)
+        single = weight.float()
+        for z, y in unit_blocks(rows, constant=_CONSTANT):
+            z, y = z.cpu(), y.cpu()
+            probabilities = (z @ single.t()).softmax(1)
+            for c, curvature in enumerate((probabilities * (1 - probabilities)).unbind(1)):
+                hessians[c] += (z.t() @ (z * curvature[:, None])).double()
+            probabilities[torch.arange(len(y)), y] -= 1
+            gradient += (probabilities.t() @ z).double()
+        return gradient, hessians
