@@ -2,6 +2,7 @@ import base64
 import json
 import platform
 import re
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -26,6 +27,7 @@ def certificate(
     accountant: Accountant = "pld",
     delta: float = 1e-5,
     selection: BatchSelection = POISSON,
+    assumptions: Sequence[str] = (),
 ) -> dict[str, Any]:
     return make_certificate(
         ledger,
@@ -37,6 +39,7 @@ def certificate(
         data={"name": "digits", "num_train": 1000, "commitment": "c0ffee"},
         features={"extractor": "scatternet", "fingerprint": "f00d"},
         not_private=["test_accuracy", "seconds"],
+        assumptions=assumptions,
     )
 
 
