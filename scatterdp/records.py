@@ -23,14 +23,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import filelock
 from safetensors.torch import save_file
 from torch import Tensor
 
-from scatterdp.config import BaselinesConfig
+from scatterdp.config import TrainingConfig
 from scatterdp.errors import ConfigError, UserError
+
+_Config = TypeVar("_Config", bound=TrainingConfig)
 
 
 class Config(Protocol):
@@ -120,7 +122,7 @@ class RunFolder:
             raise ConfigError(f"run_dir={path}: {nearest} is not a folder to write in; give another --run_dir")
 
     @classmethod
-    def reopen(cls, path: Path, config: type[BaselinesConfig] = BaselinesConfig) -> tuple[RunFolder, BaselinesConfig]:
+    def reopen(cls, path: Path, config: type[_Config]) -> tuple[RunFolder, _Config]:
         """An unfinished run and its config; one that was stopped before its first checkpoint begins anew.
 
         Raises:

@@ -109,7 +109,7 @@ class TestWhole:
 class TestReopen:
     def test_gives_the_config_back(self, tmp_path):
         RunFolder.create(tmp_path / "run", CONFIG)
-        folder, config = RunFolder.reopen(tmp_path / "run")
+        folder, config = RunFolder.reopen(tmp_path / "run", BaselinesConfig)
         assert folder.path == tmp_path / "run"
         assert config == CONFIG
 
@@ -121,14 +121,14 @@ class TestReopen:
         with pytest.raises(
             ConfigError, match=rf"^resume={re.escape(str(path))}: not a run folder \(no config\.json in it\)$"
         ):
-            RunFolder.reopen(path)
+            RunFolder.reopen(path, BaselinesConfig)
         assert path.exists() == made
 
     @pytest.mark.parametrize("content", [b"", b"{", b'{"dataset": "digits"', b"\xff\xfe"])
     def test_a_damaged_config(self, tmp_path, content):
         (tmp_path / "config.json").write_bytes(content)
         with pytest.raises(ConfigError, match=rf"^resume={re.escape(str(tmp_path))}: its config\.json is damaged \("):
-            RunFolder.reopen(tmp_path)
+            RunFolder.reopen(tmp_path, BaselinesConfig)
 
 
 class TestLock:

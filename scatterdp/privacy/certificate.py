@@ -55,6 +55,7 @@ def make_certificate(
     not_private: list[str],
     model: dict[str, Any] | None = None,
     more_limits: Sequence[str] = (),
+    assumptions: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The certificate as JSON values.
 
@@ -71,6 +72,7 @@ def make_certificate(
         not_private: printed or recorded numbers that the guarantee does not cover.
         model: how the model was made, where that is not in ``features``.
         more_limits: sentences beside :data:`LIMITS`.
+        assumptions: sentences about what this run takes on somebody's word; they stand first among the limits and in the statement.
     """
     epsilons = {name: ledger.epsilon(delta=delta, accountant=name) for name in ACCOUNTANTS}
     epsilon = epsilons[accountant]
@@ -90,7 +92,8 @@ def make_certificate(
         "data": data,
         "features": features,
         "not_private": not_private,
-        "limits": [*LIMITS, *more_limits],
+        "assumptions": list(assumptions),
+        "limits": [*assumptions, *LIMITS, *more_limits],
         "versions": {name: version(name) for name in VERSIONED} | {"python": platform.python_version()},
     } | ({} if model is None else {"model": model})
     return found | {"statement": _statement(found)}
@@ -126,6 +129,7 @@ def _statement(certificate: dict[str, Any]) -> str:
     )
     if certificate["not_private"]:
         statement += f" Not covered: {', '.join(certificate['not_private'])}."
+    statement += "".join(f" {sentence}" for sentence in certificate["assumptions"])
     if not certificate["noise_source"]["cryptographic"]:
         statement += (
             " The noise comes from a seed: the guarantee holds only against those who cannot learn or guess it."

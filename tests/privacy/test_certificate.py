@@ -2,6 +2,7 @@ import base64
 import json
 import platform
 import re
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -26,6 +27,7 @@ def certificate(
     accountant: Accountant = "pld",
     delta: float = 1e-5,
     selection: BatchSelection = POISSON,
+    assumptions: Sequence[str] = (),
 ) -> dict[str, Any]:
     return make_certificate(
         ledger,
@@ -37,6 +39,7 @@ def certificate(
         data={"name": "digits", "num_train": 1000, "commitment": "c0ffee"},
         features={"extractor": "scatternet", "fingerprint": "f00d"},
         not_private=["test_accuracy", "seconds"],
+        assumptions=assumptions,
     )
 
 
@@ -180,3 +183,12 @@ def test_what_is_published_beside_the_model():
         name: value for name, value in found.items() if name not in same
     }
     assert found["not_private"] == ["test_accuracy", "seconds"]
+
+
+def test_what_is_taken_on_somebodys_word_is_in_the_statement_and_among_the_limits():
+    told = "The statistics were given."
+    found = certificate(run_ledger(), assumptions=[told])
+    plain = certificate(run_ledger())
+    assert told in found["statement"]
+    assert found["limits"] == [told, *plain["limits"]]
+    assert found["epsilon"] == plain["epsilon"]
