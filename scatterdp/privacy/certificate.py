@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -20,7 +21,7 @@ TRAINING = "training"  # the ledger's name for all model updates
 
 LIMITS = (
     "The unit is one example (one image). Someone with k examples has the weaker protection of a group of k: about k·ε, with a δ of about k·e^((k-1)·ε)·δ.",
-    "N, image size and colour, and the set of classes are public; what is computed from N stays as it is for the neighbour.",
+    "N, the size of an example (an image's size and colour, the number of features) and the set of classes are public; what is computed from N stays as it is for the neighbour.",
     "One run is covered. Several runs on the same people add up (compose their ledgers), and so does choosing among them.",
     "Test examples are not protected: accuracy on them is computed without noise.",
     "Cached features, the checkpoint of an unfinished run, the commitment key and a config.json that holds a seed are private "
@@ -52,6 +53,8 @@ def make_certificate(
     data: dict[str, Any],
     features: dict[str, Any],
     not_private: list[str],
+    model: dict[str, Any] | None = None,
+    more_limits: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The certificate as JSON values.
 
@@ -60,11 +63,14 @@ def make_certificate(
         delta: δ.
         accountant: which ε is the claim; the others are listed beside it.
         adjacency: in words; what one data set and its neighbour differ by.
-        sampler: :meth:`scatterdp.privacy.sampling.BatchSelection.describe`.
+        sampler: :meth:`scatterdp.privacy.sampling.BatchSelection.describe`; of kind ``none`` when no batch is drawn, ``composed``
+            when several fits, each with its own, make the ledger.
         key: the run's key, of which only the origin is written.
         data: the data set's public facts.
         features: the extractor's name, configuration, fingerprint.
         not_private: printed or recorded numbers that the guarantee does not cover.
+        model: how the model was made, where that is not in ``features``.
+        more_limits: sentences beside :data:`LIMITS`.
     """
     epsilons = {name: ledger.epsilon(delta=delta, accountant=name) for name in ACCOUNTANTS}
     epsilon = epsilons[accountant]
@@ -84,9 +90,9 @@ def make_certificate(
         "data": data,
         "features": features,
         "not_private": not_private,
-        "limits": list(LIMITS),
+        "limits": [*LIMITS, *more_limits],
         "versions": {name: version(name) for name in VERSIONED} | {"python": platform.python_version()},
-    }
+    } | ({} if model is None else {"model": model})
     return found | {"statement": _statement(found)}
 
 
@@ -109,8 +115,10 @@ def with_publication(certificate: dict[str, Any], *, data_name: str, not_private
 def _statement(certificate: dict[str, Any]) -> str:
     if not certificate["private"]:
         return "This run is NOT differentially private: something was released without noise."
-    covered = [f"the {entry['name']}" for entry in certificate["ledger"] if entry["name"] != TRAINING]
-    covered += ["every model update", "all that is computed from them"]
+    names = dict.fromkeys(entry["name"] for entry in certificate["ledger"])  # each once, in order
+    covered = [f"the {name}" for name in names if name != TRAINING]
+    covered += ["every model update"] * (TRAINING in names)
+    covered.append("all that is computed from them")
     delta = certificate["delta"]
     statement = (
         f"This run is (ε = {rounded_up(certificate['epsilon'])}, δ = {delta!r})-differentially private. "

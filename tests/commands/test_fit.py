@@ -30,7 +30,7 @@ def read(folder: Path, name: str):
 
 
 def process(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "scatterdp", *arguments], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-m", "scatterdp", *arguments], capture_output=True, text=True, timeout=300)
 
 
 class TestARun:
