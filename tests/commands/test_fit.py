@@ -72,6 +72,7 @@ class TestARun:
         assert {"test_accuracy", "seconds_fit", "peak_memory_bytes"} <= set(certificate["not_private"])
         assert "test_accuracy" in certificate["statement"]
         model = DPClassifier.load(features_run / "model.safetensors")
+        assert model.privacy_certificate_ == certificate
         truth = np.array((own_files / "y_test.txt").read_text().split())
         predicted = model.predict(np.load(own_files / "x_test.npy"))
         assert summary["test_accuracy"] == np.mean(predicted == truth) > 0.7
