@@ -113,6 +113,7 @@ def fit(config: FitConfig) -> Path:
         else ["test_accuracy", "seconds_fit", "peak_memory_bytes"]
     )
     certificate = with_publication(classifier.privacy_certificate_, data_name=train.name, not_private=exact)
+    classifier.privacy_certificate_ = certificate  # the model's file holds it too
     path = config.run_dir or new_run_dir(train.name)
     with RunFolder.whole(path, config) as folder:
         classifier.save(folder.path / "model.safetensors")

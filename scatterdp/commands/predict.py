@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 from scatterdp.commands.exits import INTERRUPTED_WITH_NOTHING
-from scatterdp.errors import ConfigError
+from scatterdp.errors import ConfigError, UserError
 from scatterdp.estimators import DPClassifier
 from scatterdp.tables import FeatureTable, read_table, row_blocks
 
@@ -77,18 +77,22 @@ def load_model(path: Path) -> DPClassifier:
     Raises:
         ConfigError: there is none, or it is of something else.
     """
+    remedy = "give the run folder of a finished `python -m scatterdp fit`"
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         what = "has no model.safetensors" if path.is_dir() else "there is no such file or folder"
-        raise ConfigError(f"model={path}: {what}; give the run folder of a finished `python -m scatterdp fit`")
-    return DPClassifier.load(file)
+        raise ConfigError(f"model={path}: {what}; {remedy}")
+    try:
+        return DPClassifier.load(file)
+    except UserError as error:
+        raise ConfigError(f"model={path}: {str(error).removeprefix(f'path={file}: ')}; {remedy}") from error
 
 
 def row_shape(classifier: DPClassifier) -> tuple[int, ...]:
     """The shape of one row that the classifier takes: ``(D,)``, ``(H, W)`` or ``(H, W, 3)``."""
-    if classifier.features is None:
+    if classifier.images_ is None:
         return (classifier.n_features_in_,)
-    channels, height, width = classifier.image_shape_
+    channels, height, width = classifier.images_.shape
     return (height, width) if channels == 1 else (height, width, channels)
 
 

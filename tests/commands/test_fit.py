@@ -30,7 +30,7 @@ def read(folder: Path, name: str):
 
 
 def process(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "scatterdp", *arguments], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-m", "scatterdp", *arguments], capture_output=True, text=True, timeout=300)
 
 
 class TestARun:
@@ -72,6 +72,7 @@ class TestARun:
         assert {"test_accuracy", "seconds_fit", "peak_memory_bytes"} <= set(certificate["not_private"])
         assert "test_accuracy" in certificate["statement"]
         model = DPClassifier.load(features_run / "model.safetensors")
+        assert model.privacy_certificate_ == certificate
         truth = np.array((own_files / "y_test.txt").read_text().split())
         predicted = model.predict(np.load(own_files / "x_test.npy"))
         assert summary["test_accuracy"] == np.mean(predicted == truth) > 0.7

@@ -10,7 +10,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from scatterdp.commands.exits import exit_code
 from scatterdp.commands.predict import run
@@ -42,7 +44,7 @@ def test_as_a_process(features_run, own_files, tmp_path):
         [sys.executable, "-m", "scatterdp", "predict", f"--model={features_run}", f"--input={own_files / 'x_test.npy'}", f"--out={out}"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"360 predictions: {out}\n"
@@ -134,7 +136,11 @@ def test_what_is_no_model(own_files, tmp_path, told):
     assert told("--model=nowhere", *flags) == f"model=nowhere: there is no such file or folder; {remedy}"
     assert told(f"--model={own_files}", *flags) == f"model={own_files}: has no model.safetensors; {remedy}"
     (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
-    assert "model.safetensors" in told(f"--model={tmp_path}", *flags)
+    message = told(f"--model={tmp_path}", *flags)
+    assert message.startswith(f"model={tmp_path}: is no saved classifier (")
+    assert message.endswith(f"; {remedy}")
+    save_file({"weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors", metadata={"facts": "{}"})
+    assert told(f"--model={tmp_path}", *flags).startswith(f"model={tmp_path}: is not what DPClassifier.save writes")
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
