@@ -14,7 +14,7 @@ from typing import Any
 
 from scatterdp.privacy.accounting import ACCOUNTANTS, Accountant
 from scatterdp.privacy.ledger import Ledger, finite_or_none
-from scatterdp.privacy.randomness import RandomKey
+from scatterdp.privacy.randomness import Origin, RandomKey, describe_origin
 
 SCHEMA = 1
 TRAINING = "training"  # the ledger's name for all model updates
@@ -49,7 +49,7 @@ def make_certificate(
     accountant: Accountant,
     adjacency: str,
     sampler: dict[str, Any],
-    key: RandomKey,
+    key: RandomKey | Origin,
     data: dict[str, Any],
     features: dict[str, Any],
     not_private: list[str],
@@ -65,13 +65,14 @@ def make_certificate(
         adjacency: in words; what one data set and its neighbour differ by.
         sampler: :meth:`scatterdp.privacy.sampling.BatchSelection.describe`; of kind ``none`` when no batch is drawn, ``composed``
             when several fits, each with its own, make the ledger.
-        key: the run's key, of which only the origin is written.
+        key: the run's key, of which only the origin is written; or that origin.
         data: the data set's public facts.
         features: the extractor's name, configuration, fingerprint.
         not_private: printed or recorded numbers that the guarantee does not cover.
         model: how the model was made, where that is not in ``features``.
         more_limits: sentences beside :data:`LIMITS`.
     """
+    origin = key.origin if isinstance(key, RandomKey) else key
     epsilons = {name: ledger.epsilon(delta=delta, accountant=name) for name in ACCOUNTANTS}
     epsilon = epsilons[accountant]
     private = finite_or_none(epsilon) is not None
@@ -86,7 +87,7 @@ def make_certificate(
         )
         if not_private:
             statement += f" Not covered: {', '.join(not_private)}."
-        if key.origin == "seed":
+        if origin == "seed":
             statement += (
                 " The noise comes from a seed: the guarantee holds only against those who cannot learn or guess it."
             )
@@ -105,7 +106,7 @@ def make_certificate(
         "adjacency": adjacency,
         "ledger": ledger.to_json(),
         "sampler": sampler,
-        "noise_source": key.describe(),
+        "noise_source": describe_origin(origin),
         "data": data,
         "features": features,
         "not_private": not_private,
