@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scatterdp.cache import FeatureCache, extract_features
     from scatterdp.datasets import Dataset, load_dataset
-    from scatterdp.estimators import DPClassifier
+    from scatterdp.estimators import (
+        DPClassifier,
+        DPRandomSearch,
+        DPStandardScaler,
+        NoisyAccuracy,
+        composed_certificate,
+        tuning_certificate,
+    )
     from scatterdp.extractors import make_extractor
     from scatterdp.privacy.accounting import epsilon_of
     from scatterdp.privacy.calibration import calibrate_noise_multiplier
@@ -25,7 +32,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "scatterdp.cache": ("FeatureCache", "extract_features"),
     "scatterdp.datasets": ("Dataset", "load_dataset"),
-    "scatterdp.estimators": ("DPClassifier",),
+    "scatterdp.estimators": (
+        "DPClassifier",
+        "DPRandomSearch",
+        "DPStandardScaler",
+        "NoisyAccuracy",
+        "composed_certificate",
+        "tuning_certificate",
+    ),
     "scatterdp.extractors": ("make_extractor",),
     "scatterdp.privacy.accounting": ("epsilon_of",),
     "scatterdp.privacy.calibration": ("calibrate_noise_multiplier",),
@@ -41,14 +55,18 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "ORDERS",
     "DPClassifier",
+    "DPRandomSearch",
+    "DPStandardScaler",
     "Dataset",
     "FeatureCache",
     "FitResult",
     "Ledger",
     "LedgerEntry",
+    "NoisyAccuracy",
     "RandomKey",
     "TrainingPlan",
     "calibrate_noise_multiplier",
+    "composed_certificate",
     "epsilon_of",
     "extract_features",
     "fit",
@@ -57,6 +75,7 @@ __all__ = [
     "get_renyi_divergence",
     "load_dataset",
     "make_extractor",
+    "tuning_certificate",
 ]
 
 

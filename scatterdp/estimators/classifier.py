@@ -23,8 +23,9 @@ from scatterdp.estimators import inputs
 if TYPE_CHECKING:
     from scatterdp.estimators.fitting import Images
     from scatterdp.heads import Head
-    from scatterdp.linear import HeadName, Matrix
+    from scatterdp.linear import Budget, HeadName, Matrix
     from scatterdp.privacy.accounting import Accountant
+    from scatterdp.privacy.ledger import LedgerEntry
 
 
 class DPClassifier(ClassifierMixin, BaseEstimator):
@@ -51,7 +52,10 @@ class DPClassifier(ClassifierMixin, BaseEstimator):
     """
 
     if TYPE_CHECKING:
+        accountant: Accountant
+        head: HeadName
         classes_: np.ndarray
+        feature_names_in_: np.ndarray
         n_features_in_: int
         privacy_certificate_: dict[str, Any]
         head_: Head
@@ -92,7 +96,6 @@ class DPClassifier(ClassifierMixin, BaseEstimator):
             BudgetError: the budget cannot be met.
         """
         from scatterdp.estimators.fitting import fit_classifier
-        from scatterdp.linear import Budget
 
         rows = self._checked(X, reset=True)
         labels = inputs.check_labels(rows, y)
@@ -103,13 +106,35 @@ class DPClassifier(ClassifierMixin, BaseEstimator):
             classes=classes,
             classes_from_labels=self.classes is None,
             features=self.features,
-            budget=Budget(epsilon=self.epsilon, delta=self.delta, accountant=self.accountant),
+            budget=self._budget(),
             head=self.head,
             centre=self.centre,
             key=inputs.random_key(self.random_state),
         )
         self.classes_ = classes
         return self
+
+    def planned_ledger(self, num_examples: int, input_shape: tuple[int, ...], num_classes: int) -> list[LedgerEntry]:
+        """What :meth:`fit` will release, known before it sees data.
+
+        Args:
+            num_examples: N.
+            input_shape: ``(D,)``, or that of an image, ``(H, W)`` or ``(H, W, 3)``.
+            num_classes: C.
+        """
+        from scatterdp.estimators.fitting import planned_event
+        from scatterdp.privacy.ledger import LedgerEntry
+
+        event = planned_event(
+            num_examples,
+            input_shape,
+            num_classes,
+            features=self.features,
+            budget=self._budget(),
+            head=self.head,
+            centre=self.centre,
+        )
+        return [LedgerEntry("linear classifier", event)]
 
     def predict(self, X: Any) -> np.ndarray:
         """``(N,)`` labels."""
@@ -139,6 +164,11 @@ class DPClassifier(ClassifierMixin, BaseEstimator):
         from scatterdp.estimators.storage import load_classifier
 
         return load_classifier(cls, Path(path))
+
+    def _budget(self) -> Budget:
+        from scatterdp.linear import Budget
+
+        return Budget(epsilon=self.epsilon, delta=self.delta, accountant=self.accountant)
 
     def _scores(self, X: Any) -> np.ndarray:
         """``(N, C)`` float64 logits, computed in blocks."""

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import dp_accounting
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from scatterdp.errors import UserError
 from scatterdp.estimators import inputs
+from scatterdp.estimators.certificates import estimator_certificate
 from scatterdp.estimators.images import ImageRows, channels_of, extractor_for, features_of, public_scale
 from scatterdp.extractors.reference import DESCRIPTION
 from scatterdp.heads import Head
-from scatterdp.linear import Budget, HeadName, Matrix, fit_linear
-from scatterdp.privacy.certificate import make_certificate
+from scatterdp.linear import Budget, HeadName, Matrix, Problem, fit_linear, plan_linear
 from scatterdp.privacy.randomness import RandomKey
+
+CLASSES_FROM_LABELS = "The set of classes was read from the labels and is treated as public; where it is not, name all classes beforehand (classes=)."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +54,7 @@ def fit_classifier(
         features: an extractor's specification.
         budget, head, centre, key: see :func:`scatterdp.linear.fit_linear`.
     """
-    images, channels, normalizers = None, None, []
-    described: dict[str, Any] = {"extractor": "given", "shape": [int(n) for n in X.shape[1:]], "dtype": str(X.dtype)}
-    data: dict[str, Any] = {"name": "the arrays given to fit", "num_train": len(y)}
-    rows = X
+    images, channels, normalizers, rows, described = None, None, [], X, None
     if features is not None:
         shape = inputs.image_shape(X)
         extractor = extractor_for(features, shape)
@@ -61,7 +62,6 @@ def fit_classifier(
         scale, channels = public_scale(extractor), channels_of(extractor)
         normalizers = [scale]
         rows = ImageRows(X, extractor, scale)
-        data["image_shape"] = list(shape)
         described = {
             "extractor": features,
             "fingerprint": extractor.fingerprint,
@@ -69,23 +69,44 @@ def fit_classifier(
             "dtype": str(rows.dtype),
             "scale": f"mean 0 and deviation 1 of each channel on {DESCRIPTION}",
         }
-    data["classes"] = [str(label) for label in classes]
     fit = fit_linear(
         rows, y, num_classes=len(classes), budget=budget, key=key, head=head, centre=centre, channels=channels
     )
-    certificate = make_certificate(
+    certificate = estimator_certificate(
         fit.ledger,
-        delta=budget.delta,
-        accountant=budget.accountant,
-        adjacency=fit.sampler["adjacency"],
-        sampler=fit.sampler,
+        X,
+        budget=budget,
         key=key,
-        data=data,
+        sampler=fit.sampler,
+        classes=[str(label) for label in classes],
+        image_shape=None if images is None else images.shape,
         features=described,
+        model={"name": fit.method, **fit.settings},
         not_private=["score"],
+        more_limits=[CLASSES_FROM_LABELS] if classes_from_labels else [],
     )
     whole = Head(nn.Sequential(*normalizers, fit.head.normalizer), fit.head.classifier).eval()
     return whole, images, certificate
+
+
+def planned_event(
+    num_examples: int,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    features: str | None,
+    budget: Budget,
+    head: HeadName,
+    centre: bool | None,
+) -> dp_accounting.DpEvent:
+    """What :func:`fit_classifier` releases for N rows ``(D,)`` or images ``(H, W[, 3])``."""
+    channels, size = None, math.prod(input_shape)
+    if features is not None:
+        shape = (input_shape[2] if len(input_shape) == 3 else 1, *input_shape[:2])
+        extractor = extractor_for(features, shape)
+        channels, size = channels_of(extractor), math.prod(extractor.output_shape)
+    problem = Problem(num_examples=num_examples, num_features=size, num_classes=num_classes)
+    return plan_linear(problem, budget=budget, head=head, centre=centre, channels=channels).event
 
 
 @torch.no_grad()

@@ -36,9 +36,9 @@ def check_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Matrix:
         if X.dtype.kind not in "fiub":
             raise ValueError(f"X has type {X.dtype}: expected numbers")
         _check_size(estimator, X.shape[1], reset=reset)
-        rows = X
-    else:
-        rows = validate_data(estimator, X, reset=reset, dtype="numeric", ensure_all_finite=False)
+        check_finite(X)
+        return X
+    rows: Any = validate_data(estimator, X, reset=reset, dtype="numeric", ensure_all_finite=False)
     check_finite(rows)
     return rows
 

@@ -137,9 +137,9 @@ def fit_linear(
         BudgetError: the budget cannot be met.
         UserError: features that are not finite.
     """
-    rows, digest = _unit_rows(x, y)
-    problem = Problem(num_examples=len(rows.y), num_features=rows.x.shape[1], num_classes=num_classes)
+    problem = Problem(num_examples=x.shape[0], num_features=int(np.prod(x.shape[1:])), num_classes=num_classes)
     plan = plan_linear(problem, budget=budget, head=head, centre=centre, channels=channels)
+    rows, digest = _unit_rows(x, y)
     key = key.bound_to(repr((digest, plan.method, budget, centre)))
     entries: list[LedgerEntry] = []
     mean = None

@@ -14,7 +14,7 @@ from typing import Any
 
 from scatterdp.privacy.accounting import ACCOUNTANTS, Accountant
 from scatterdp.privacy.ledger import Ledger, finite_or_none
-from scatterdp.privacy.randomness import RandomKey
+from scatterdp.privacy.randomness import Origin, RandomKey, describe_origin
 
 SCHEMA = 1
 TRAINING = "training"  # the ledger's name for all model updates
@@ -49,7 +49,7 @@ def make_certificate(
     accountant: Accountant,
     adjacency: str,
     sampler: dict[str, Any],
-    key: RandomKey,
+    key: RandomKey | Origin,
     data: dict[str, Any],
     features: dict[str, Any],
     not_private: list[str],
@@ -66,7 +66,7 @@ def make_certificate(
         adjacency: in words; what one data set and its neighbour differ by.
         sampler: :meth:`scatterdp.privacy.sampling.BatchSelection.describe`; of kind ``none`` when no batch is drawn, ``composed``
             when several fits, each with its own, make the ledger.
-        key: the run's key, of which only the origin is written.
+        key: the run's key, of which only the origin is written; or that origin.
         data: the data set's public facts.
         features: the extractor's name, configuration, fingerprint.
         not_private: printed or recorded numbers that the guarantee does not cover.
@@ -74,6 +74,7 @@ def make_certificate(
         more_limits: sentences beside :data:`LIMITS`.
         assumptions: sentences about what this run takes on somebody's word; they stand first among the limits and in the statement.
     """
+    origin = key.origin if isinstance(key, RandomKey) else key
     epsilons = {name: ledger.epsilon(delta=delta, accountant=name) for name in ACCOUNTANTS}
     epsilon = epsilons[accountant]
     private = finite_or_none(epsilon) is not None
@@ -88,7 +89,7 @@ def make_certificate(
         "adjacency": adjacency,
         "ledger": ledger.to_json(),
         "sampler": sampler,
-        "noise_source": key.describe(),
+        "noise_source": describe_origin(origin),
         "data": data,
         "features": features,
         "not_private": not_private,

@@ -85,19 +85,25 @@ class RandomKey:
 
     def describe(self) -> dict[str, object]:
         """What the certificate says of the noise source."""
-        known = self.origin == "seed"
-        return {
-            "stream": "SHAKE-256 in counter mode, 52-bit uniforms through the inverse normal distribution function",
-            "key": {
-                "system": "256 bits from the operating system",
-                "seed": "derived from a seed that the user gave",
-                "caller": "256 bits that the calling program gave; the guarantee holds if they are random and nobody else knows them",
-            }[self.origin],
-            "cryptographic": not known,
-            "caveat": (
-                "floating-point Gaussian samples; not hardened against floating-point attacks (Mironov 2012)"
-                if not known
-                else "anyone who knows or guesses the seed can subtract the noise: the guarantee holds only against others; "
-                "leave --seed (random_state) out for a model that you release"
-            ),
-        }
+        return describe_origin(self.origin)
+
+
+def describe_origin(origin: Origin) -> dict[str, object]:
+    """What the certificate says of noise from a key of this origin."""
+    known = origin == "seed"
+    return {
+        "stream": "SHAKE-256 in counter mode, 52-bit uniforms through the inverse normal distribution function",
+        "origin": origin,
+        "key": {
+            "system": "256 bits from the operating system",
+            "seed": "derived from a seed that the user gave",
+            "caller": "256 bits that the calling program gave; the guarantee holds if they are random and nobody else knows them",
+        }[origin],
+        "cryptographic": not known,
+        "caveat": (
+            "floating-point Gaussian samples; not hardened against floating-point attacks (Mironov 2012)"
+            if not known
+            else "anyone who knows or guesses the seed can subtract the noise: the guarantee holds only against others; "
+            "leave --seed (random_state) out for a model that you release"
+        ),
+    }

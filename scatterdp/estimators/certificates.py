@@ -1,0 +1,129 @@
+"""What estimators' certificates have in common, and certificates of several fits together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import dp_accounting
+
+from scatterdp.errors import UserError
+from scatterdp.linear import Budget, Matrix
+from scatterdp.privacy.accounting import ADJACENCY, Accountant
+from scatterdp.privacy.certificate import make_certificate
+from scatterdp.privacy.ledger import Ledger, LedgerEntry
+from scatterdp.privacy.randomness import Origin, RandomKey
+
+NAME = "the arrays given to fit"
+REFITS = (
+    "Every further fit on the same people is a fresh spend, and cross-validation fits many times: scatterdp.estimators.tuning_certificate "
+    "says what a search cost, composed_certificate what the steps of a pipeline cost together."
+)
+
+
+def estimator_certificate(
+    ledger: Ledger,
+    X: Matrix,
+    *,
+    budget: Budget,
+    key: RandomKey,
+    sampler: dict[str, Any] | None = None,
+    classes: Sequence[str] | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+    features: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
+    not_private: Sequence[str] = (),
+    more_limits: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The certificate of one fit.
+
+    Args:
+        ledger: what was released.
+        X: the rows or images that were given, of which shape and type are public.
+        budget: δ and accountant of the claim.
+        key: the fit's.
+        sampler: None: every row is read, none is drawn.
+        classes, image_shape: public facts, where there are any.
+        features: how X became features; None: it was features.
+        model: how the model was made.
+        not_private, more_limits: see :func:`scatterdp.privacy.certificate.make_certificate`.
+    """
+    sampler = sampler or {"kind": "none", "num_examples": X.shape[0], "adjacency": ADJACENCY}
+    data: dict[str, Any] = {"name": NAME, "num_train": X.shape[0]}
+    if image_shape is not None:
+        data["image_shape"] = list(image_shape)
+    if classes is not None:
+        data["classes"] = list(classes)
+    return make_certificate(
+        ledger,
+        delta=budget.delta,
+        accountant=budget.accountant,
+        adjacency=sampler["adjacency"],
+        sampler=sampler,
+        key=key,
+        data=data,
+        features=features
+        or {"extractor": "given", "shape": [int(n) for n in X.shape[1:]], "dtype": str(getattr(X, "dtype", ""))},
+        not_private=list(not_private),
+        model=model,
+        more_limits=[*more_limits, REFITS],
+    )
+
+
+def compose(
+    parts: Sequence[tuple[str, dict[str, Any]]],
+    more: Sequence[LedgerEntry] = (),
+    *,
+    delta: float | None = None,
+    accountant: Accountant | None = None,
+    model: dict[str, Any] | None = None,
+    more_limits: Sequence[str] = (),
+) -> dict[str, Any]:
+    """One certificate of several fits on the same examples: ε of their ledgers together, not the sum of their ε.
+
+    Args:
+        parts: name and certificate of each fit.
+        more: what else was released.
+        delta: of the claim; None: the largest of the parts'.
+        accountant: None: the first part's.
+        model: see :func:`scatterdp.privacy.certificate.make_certificate`.
+        more_limits: sentences beside those of the parts.
+
+    Raises:
+        UserError: no part, or parts on different numbers of examples.
+    """
+    certificates = [certificate for _, certificate in parts]
+    if not certificates:
+        raise UserError("certificate: no step is differentially private; there is nothing to certify")
+    sizes = sorted({certificate["data"]["num_train"] for certificate in certificates})
+    if len(sizes) > 1:
+        raise UserError(f"certificate: the parts were fitted on {sizes} examples; compose fits on the same ones")
+    entries = [
+        LedgerEntry(f"{name}: {entry.name}", entry.event, entry.details)
+        for name, certificate in parts
+        for entry in Ledger.from_json(certificate["ledger"]).entries
+    ]
+    first, last = certificates[0], certificates[-1]
+    return make_certificate(
+        Ledger([*entries, *more]),
+        delta=max(certificate["delta"] for certificate in certificates) if delta is None else delta,
+        accountant=accountant or first["accountant"],
+        adjacency=ADJACENCY,
+        sampler={"kind": "composed", "num_examples": sizes[0], "adjacency": ADJACENCY},
+        key=_weakest([certificate["noise_source"]["origin"] for certificate in certificates]),
+        data=first["data"] | last["data"],
+        features=first["features"],
+        not_private=list(dict.fromkeys(name for c in certificates for name in c["not_private"])),
+        model=model,
+        more_limits=list(dict.fromkeys([*more_limits, REFITS])),
+    )
+
+
+def without_privacy(name: str) -> LedgerEntry:
+    """The entry of something that was computed from private data without noise."""
+    return LedgerEntry(name, dp_accounting.NonPrivateDpEvent())
+
+
+def _weakest(origins: Sequence[Origin]) -> Origin:
+    """The origin that promises least."""
+    return next(origin for origin in ("seed", "caller", "system") if origin in origins)

@@ -1,0 +1,70 @@
+"""One certificate for a pipeline of private steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sklearn.pipeline import Pipeline
+from sklearn.utils import get_tags
+from sklearn.utils.validation import check_is_fitted
+
+from scatterdp.privacy.accounting import Accountant
+
+Part = tuple[str, dict[str, Any]]
+
+
+def composed_certificate(
+    pipeline: Any, *, delta: float | None = None, accountant: Accountant | None = None
+) -> dict[str, Any]:
+    """What a fitted pipeline guarantees: ε of all its steps' releases together, by the accountant, not the sum of the steps' ε.
+
+    A step that learns from the data without noise (``PCA``, ``StandardScaler``, …) makes the whole not private, and the ledger names it. Steps
+    that learn nothing (``Normalizer``, ``FunctionTransformer``, ``"passthrough"``) cost nothing.
+
+    Args:
+        pipeline: a fitted :class:`sklearn.pipeline.Pipeline`, or a single estimator.
+        delta: of the claim; None: the largest of the steps'.
+        accountant: which ε counts; None: the first private step's.
+
+    Raises:
+        UserError: no step is private.
+        sklearn.exceptions.NotFittedError: the pipeline is not fitted.
+    """
+    from scatterdp.estimators.certificates import compose, without_privacy
+
+    check_is_fitted(pipeline)
+    parts, exposed = parts_of(pipeline, type(pipeline).__name__)
+    if not exposed and len(parts) == 1 and delta is None and accountant is None:
+        return parts[0][1]
+    return compose(
+        parts,
+        [without_privacy(f"{name}, fitted without privacy") for name in exposed],
+        delta=delta,
+        accountant=accountant,
+        model={"name": "pipeline", "steps": [name for name, _ in steps_of(pipeline)]},
+    )
+
+
+def parts_of(estimator: Any, name: str) -> tuple[list[Part], list[str]]:
+    """The certificates in it, by step name, and the names of steps that learn without privacy."""
+    if isinstance(estimator, Pipeline):
+        parts, exposed = [], []
+        for step, part in estimator.steps:
+            more_parts, more_exposed = parts_of(part, step)
+            inside = isinstance(part, Pipeline)
+            parts += [(f"{step}: {inner}" if inside else inner, certificate) for inner, certificate in more_parts]
+            exposed += [f"{step}: {inner}" if inside else inner for inner in more_exposed]
+        return parts, exposed
+    if hasattr(estimator, "privacy_certificate_"):
+        return [(name, estimator.privacy_certificate_)], []
+    return [], [] if learns_nothing(estimator) else [name]
+
+
+def steps_of(estimator: Any) -> list[tuple[str, Any]]:
+    """A pipeline's steps; of something else, itself."""
+    return estimator.steps if isinstance(estimator, Pipeline) else [(type(estimator).__name__, estimator)]
+
+
+def learns_nothing(step: Any) -> bool:
+    """Whether fitting it reads no data."""
+    return step is None or step == "passthrough" or not get_tags(step).requires_fit
