@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scatterdp.cache import FeatureCache, extract_features
     from scatterdp.datasets import Dataset, load_dataset
+    from scatterdp.estimators import DPClassifier
     from scatterdp.extractors import make_extractor
     from scatterdp.privacy.accounting import epsilon_of
     from scatterdp.privacy.calibration import calibrate_noise_multiplier
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "scatterdp.cache": ("FeatureCache", "extract_features"),
     "scatterdp.datasets": ("Dataset", "load_dataset"),
+    "scatterdp.estimators": ("DPClassifier",),
     "scatterdp.extractors": ("make_extractor",),
     "scatterdp.privacy.accounting": ("epsilon_of",),
     "scatterdp.privacy.calibration": ("calibrate_noise_multiplier",),
@@ -38,6 +40,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ORDERS",
+    "DPClassifier",
     "Dataset",
     "FeatureCache",
     "FitResult",

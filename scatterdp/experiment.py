@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +29,7 @@ from scatterdp.privacy.accounting import ACCOUNTANTS, epsilon_of
 from scatterdp.privacy.certificate import rounded_up
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.recipes import extractor_of
-from scatterdp.records import RunFolder, peak_memory_bytes
+from scatterdp.records import RunFolder, new_run_dir, peak_memory_bytes
 from scatterdp.report.plots import plot_accuracy_and_epsilon
 from scatterdp.training.checkpoint import Checkpoint
 from scatterdp.training.device import resolve_device
@@ -154,7 +153,7 @@ def train_and_record(
     """
     resumed = folder is not None
     if folder is None:
-        folder = RunFolder.create(config.run_dir or _new_run_dir(features.dataset_name), config)
+        folder = RunFolder.create(config.run_dir or new_run_dir(features.dataset_name), config)
     with folder.locked():
         checkpoint = Checkpoint.load(folder.checkpoint) if resumed and folder.has_begun else None
         folder.write_metrics(checkpoint.metrics if checkpoint else [])
@@ -321,10 +320,6 @@ def _tensorboard(logdir: Path | None) -> Iterator[Callable[[dict[str, Any]], Non
                     writer.add_scalar(name, row[name], row.get("step", 0))
 
         yield log
-
-
-def _new_run_dir(name: str) -> Path:
-    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
 
 
 def say(line: str) -> None:

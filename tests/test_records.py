@@ -65,6 +65,47 @@ class TestCreate:
             RunFolder.create(path, CONFIG)
 
 
+class TestWhole:
+    @pytest.mark.parametrize("made", [True, False])
+    def test_appears_when_it_is_complete(self, tmp_path, made):
+        path = tmp_path / "a" / "b"
+        if made:
+            path.mkdir(parents=True)
+        with RunFolder.whole(path, CONFIG) as folder:
+            folder.write_json("summary.json", {})
+            assert not path.exists() or names(path) == []
+        assert folder.path == path
+        assert names(path) == ["config.json", "summary.json"]
+        assert names(tmp_path / "a") == ["b"]
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, UserError])
+    def test_after_an_error_nothing_is_there(self, tmp_path, error):
+        def fails():
+            with RunFolder.whole(tmp_path / "a" / "b", CONFIG) as folder:
+                folder.write_json("certificate.json", {})
+                raise error
+
+        with pytest.raises(error):
+            fails()
+        assert names(tmp_path) == []
+
+    def test_a_disk_that_fails_is_one_sentence(self, tmp_path):
+        path = tmp_path / "b"
+        with pytest.raises(ConfigError) as raised, RunFolder.whole(path, CONFIG):
+            raise OSError(28, "No space left on device")
+        assert str(raised.value) == (
+            f"run_dir={path}: cannot be written (No space left on device); give another --run_dir"
+        )
+        assert names(tmp_path) == []
+
+    def test_what_is_there_is_left_alone(self, tmp_path):
+        (tmp_path / "notes.txt").write_text("mine")
+        with pytest.raises(ConfigError) as raised, RunFolder.whole(tmp_path, CONFIG):
+            pass
+        assert str(raised.value) == f"run_dir={tmp_path}: is there already and is left alone; give another --run_dir"
+        assert names(tmp_path) == ["notes.txt"]
+
+
 class TestReopen:
     def test_gives_the_config_back(self, tmp_path):
         RunFolder.create(tmp_path / "run", CONFIG)

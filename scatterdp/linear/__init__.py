@@ -13,7 +13,19 @@ All take rows of length one (:mod:`scatterdp.linear.sphere`).
 """
 
 from scatterdp.linear.choice import HEADS, Budget, HeadName
-from scatterdp.linear.fitting import LinearFit, Matrix, fit_linear
+from scatterdp.linear.fitting import LinearFit, LinearPlan, Matrix, fit_linear, plan_linear
+from scatterdp.linear.method import Problem
 from scatterdp.linear.sphere import UnitSphere
 
-__all__ = ["HEADS", "Budget", "HeadName", "LinearFit", "Matrix", "UnitSphere", "fit_linear"]
+__all__ = [
+    "HEADS",
+    "Budget",
+    "HeadName",
+    "LinearFit",
+    "LinearPlan",
+    "Matrix",
+    "Problem",
+    "UnitSphere",
+    "fit_linear",
+    "plan_linear",
+]

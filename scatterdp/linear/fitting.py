@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from scatterdp.errors import UserError
 from scatterdp.heads import Head
 from scatterdp.linear.choice import CENTRE_SHARE, Budget, HeadName, make_method, worth_centring
-from scatterdp.linear.method import Problem
+from scatterdp.linear.method import Method, Problem
 from scatterdp.linear.sphere import UnitSphere, release_centre
-from scatterdp.privacy.calibration import calibrate_noise_multiplier
+from scatterdp.privacy.calibration import calibrate_noise_multiplier, check_target
 from scatterdp.privacy.ledger import Ledger, LedgerEntry
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, FeatureRows
@@ -50,6 +50,59 @@ class LinearFit:
     sampler: dict[str, Any]
     method: str
     settings: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearPlan:
+    """What a fit will release, before it touches data: a function of public numbers.
+
+    Args:
+        method: with its settings.
+        centre_noise_multiplier: σ of the features' mean; None when it is not released.
+        noise_multiplier: σ that the method is given.
+    """
+
+    method: Method
+    centre_noise_multiplier: float | None
+    noise_multiplier: float
+
+    @property
+    def centre_event(self) -> dp_accounting.DpEvent:
+        """Of the features' mean."""
+        return _centre_event(self.centre_noise_multiplier)
+
+    @property
+    def event(self) -> dp_accounting.DpEvent:
+        """Of everything."""
+        return dp_accounting.ComposedDpEvent([self.centre_event, self.method.event(self.noise_multiplier)])
+
+
+def plan_linear(
+    problem: Problem,
+    *,
+    budget: Budget,
+    head: HeadName = "auto",
+    centre: bool | None = None,
+    channels: int | None = None,
+) -> LinearPlan:
+    """Choose a method and solve for its noise; the arguments are those of :func:`fit_linear`.
+
+    Raises:
+        ConfigError: a value out of range.
+        BudgetError: the budget cannot be met.
+    """
+    check_target(budget.epsilon, budget.delta, name="epsilon")
+    method = make_method(head, problem, budget, channels=channels)
+    centred = worth_centring(problem, budget) if centre is None else centre
+    centre_noise_multiplier = budget.one_release(CENTRE_SHARE) if centred else None
+    sigma = calibrate_noise_multiplier(
+        method.event,
+        target_epsilon=budget.epsilon,
+        target_delta=budget.delta,
+        accountant=budget.accountant,
+        prior=_centre_event(centre_noise_multiplier),
+    )
+    return LinearPlan(method=method, centre_noise_multiplier=centre_noise_multiplier, noise_multiplier=sigma)
 
 
 def fit_linear(
@@ -86,36 +139,30 @@ def fit_linear(
     """
     rows, digest = _unit_rows(x, y)
     problem = Problem(num_examples=len(rows.y), num_features=rows.x.shape[1], num_classes=num_classes)
-    method = make_method(head, problem, budget, channels=channels)
-    key = key.bound_to(repr((digest, method, budget, centre)))
+    plan = plan_linear(problem, budget=budget, head=head, centre=centre, channels=channels)
+    key = key.bound_to(repr((digest, plan.method, budget, centre)))
     entries: list[LedgerEntry] = []
-    prior: dp_accounting.DpEvent = dp_accounting.NoOpDpEvent()
     mean = None
-    if worth_centring(problem, budget) if centre is None else centre:
-        noise_multiplier = budget.one_release(CENTRE_SHARE)
-        mean, entry = release_centre(rows, problem, noise_multiplier=noise_multiplier, key=key)
+    if plan.centre_noise_multiplier is not None:
+        mean, entry = release_centre(rows, problem, noise_multiplier=plan.centre_noise_multiplier, key=key)
         entries.append(entry)
-        prior = entry.event
     sphere = UnitSphere(problem.num_features, mean)
     if mean is not None:
         rows = _centred(rows, sphere)
-    sigma = calibrate_noise_multiplier(
-        method.event,
-        target_epsilon=budget.epsilon,
-        target_delta=budget.delta,
-        accountant=budget.accountant,
-        prior=prior,
-    )
-    solution = method.solve(rows, noise_multiplier=sigma, key=key)
+    solution = plan.method.solve(rows, noise_multiplier=plan.noise_multiplier, key=key)
     classifier = nn.Linear(problem.num_features, num_classes)
     classifier.load_state_dict({"weight": solution.weight.cpu(), "bias": solution.bias.cpu()})
     return LinearFit(
         head=Head(sphere, classifier).eval(),
         ledger=Ledger([*entries, *solution.entries]),
         sampler=solution.sampler,
-        method=method.name,
-        settings={"head": head, "centre": mean is not None, "noise_multiplier": sigma},
+        method=plan.method.name,
+        settings={"head": head, "centre": mean is not None, "noise_multiplier": plan.noise_multiplier},
     )
+
+
+def _centre_event(noise_multiplier: float | None) -> dp_accounting.DpEvent:
+    return dp_accounting.NoOpDpEvent() if noise_multiplier is None else dp_accounting.GaussianDpEvent(noise_multiplier)
 
 
 def _unit_rows(x: Matrix, y: np.ndarray) -> tuple[FeatureRows, str]:

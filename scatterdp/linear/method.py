@@ -100,11 +100,17 @@ def every_row(problem: Problem) -> dict[str, Any]:
     return {"kind": "none", "num_examples": problem.num_examples, "adjacency": ADJACENCY}
 
 
-def gaussian_entry(name: str, noise_multiplier: float, sensitivity: float, **details: Any) -> LedgerEntry:
-    """A ledger entry of one sum with Gaussian noise."""
+def gaussian_entry(
+    name: str, noise_multiplier: float, sensitivity: float, *, steps: int | None = None, **details: Any
+) -> LedgerEntry:
+    """A ledger entry of one sum with Gaussian noise, or of so many."""
     facts = {
         "noise_multiplier": noise_multiplier,
         "sensitivity": sensitivity,
         "noise_standard_deviation": noise_multiplier * sensitivity,
     }
-    return LedgerEntry(name, dp_accounting.GaussianDpEvent(noise_multiplier), facts | details)
+    event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(noise_multiplier)
+    if steps is not None:
+        event = dp_accounting.SelfComposedDpEvent(event, steps)
+        facts["steps"] = steps
+    return LedgerEntry(name, event, facts | details)

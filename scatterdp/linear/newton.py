@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from scatterdp.errors import ConfigError
-from scatterdp.linear.method import Problem, Solution, every_row, unit_blocks
-from scatterdp.privacy.ledger import LedgerEntry
+from scatterdp.linear.method import Problem, Solution, every_row, gaussian_entry, unit_blocks
 from scatterdp.privacy.noise import gaussian_noise, symmetric_gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.rows import FeatureRows
@@ -73,7 +72,7 @@ class Newton:
         p = self.problem
         weight = torch.zeros(p.num_classes, p.num_features + 1, dtype=torch.float64)
         for step in range(self.steps):
-            gradient, hessians = self._derivatives(rows, weight)
+            gradient, hessians = exact_derivatives(rows, weight)
             gradient += gaussian_noise(
                 tuple(gradient.shape),
                 noise_multiplier=noise_multiplier,
@@ -98,30 +97,28 @@ class Newton:
                 values, vectors = torch.linalg.eigh(hessians[c])
                 weight[c] -= (vectors / values.clamp(min=0).add(ridge)) @ (vectors.t() @ gradient[c])
         weight -= weight.mean(0)
-        details = {"steps": self.steps, "noise_multiplier": noise_multiplier}
+        releases = (
+            ("gradients of Newton's method", noise_multiplier, GRADIENT_SENSITIVITY),
+            ("Hessians of Newton's method", self.hessian_factor * noise_multiplier, HESSIAN_SENSITIVITY),
+        )
         return Solution(
             weight=(weight[:, :-1] * (1 - _CONSTANT**2) ** 0.5).float(),
             bias=(weight[:, -1] * _CONSTANT).float(),
-            entries=[
-                LedgerEntry(
-                    "gradients and Hessians of Newton's method",
-                    self.event(noise_multiplier),
-                    details | {"sensitivity": [GRADIENT_SENSITIVITY, HESSIAN_SENSITIVITY]},
-                )
-            ],
+            entries=[gaussian_entry(name, sigma, bound, steps=self.steps) for name, sigma, bound in releases],
             sampler=every_row(p),
         )
 
-    def _derivatives(self, rows: FeatureRows, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient ``(C, D + 1)`` and Hessian blocks ``(C, D + 1, D + 1)`` at these weights, exact."""
-        gradient = torch.zeros_like(weight)
-        hessians = torch.zeros(len(weight), weight.shape[1], weight.shape[1], dtype=torch.float64)
-        single = weight.float()
-        for z, y in unit_blocks(rows, constant=_CONSTANT):
-            z, y = z.cpu(), y.cpu()
-            probabilities = (z @ single.t()).softmax(1)
-            for c, curvature in enumerate((probabilities * (1 - probabilities)).unbind(1)):
-                hessians[c] += (z.t() @ (z * curvature[:, None])).double()
-            probabilities[torch.arange(len(y)), y] -= 1
-            gradient += (probabilities.t() @ z).double()
-        return gradient, hessians
+
+def exact_derivatives(rows: FeatureRows, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient ``(C, D + 1)`` and Hessian blocks ``(C, D + 1, D + 1)`` at these weights: private."""
+    gradient = torch.zeros_like(weight)
+    hessians = torch.zeros(len(weight), weight.shape[1], weight.shape[1], dtype=torch.float64)
+    single = weight.float()
+    for z, y in unit_blocks(rows, constant=_CONSTANT):
+        z, y = z.cpu(), y.cpu()
+        probabilities = (z @ single.t()).softmax(1)
+        for c, curvature in enumerate((probabilities * (1 - probabilities)).unbind(1)):
+            hessians[c] += (z.t() @ (z * curvature[:, None])).double()
+        probabilities[torch.arange(len(y)), y] -= 1
+        gradient += (probabilities.t() @ z).double()
+    return gradient, hessians

@@ -7,7 +7,8 @@
 | ``rdp_classic`` | the same divergences over :data:`scatterdp.privacy.renyi.ORDERS` | ``ε = min_α rdp(α) + ln(1/δ)/(α-1)`` (Mironov 2017, Prop. 3) |
 
 All three are upper bounds on the same true ε; ``pld`` is the smallest in practice and the default (where RDP says that ε is
-in the hundreds, or where δ is too small for the numerics of ``pld``, RDP's bound is returned under every name; where all is
+in the hundreds, where δ is too small for the numerics of ``pld``, or where the best of a random number of runs is released,
+RDP's bound is returned under every name; where all is
 Gaussian and nothing is sampled, ``pld`` is the exact curve of :mod:`scatterdp.privacy.gaussian`).
 
 >>> import dp_accounting
@@ -23,6 +24,7 @@ from typing import Literal, get_args
 import dp_accounting
 import numpy as np
 from dp_accounting import pld, rdp
+from dp_accounting.dp_event import RepeatAndSelectDpEvent
 
 from scatterdp.errors import ConfigError
 from scatterdp.privacy import renyi
@@ -74,6 +76,8 @@ def epsilon_of(
         return renyi.classic_epsilon(_divergences(event, renyi.ORDERS), delta)
     if accountant == "rdp":
         return _moments(event, delta, _ALL_ORDERS)
+    if _has_selection(event):
+        return _moments(event, delta, _ALL_ORDERS)
     inverse_squares = inverse_square_sum(event)
     if inverse_squares is not None:
         return gaussian_epsilon(inverse_squares**-0.5 if inverse_squares else math.inf, delta=delta)
@@ -115,4 +119,18 @@ def is_noiseless(event: dp_accounting.DpEvent) -> bool:
             return event.count > 0 and is_noiseless(event.event)
         case dp_accounting.ComposedDpEvent():
             return any(is_noiseless(part) for part in event.events)
+        case RepeatAndSelectDpEvent():
+            return is_noiseless(event.event)
+    return False
+
+
+def _has_selection(event: dp_accounting.DpEvent) -> bool:
+    """Whether the best of a random number of runs is in it: there is a theory by Rényi divergences, none by privacy losses."""
+    match event:
+        case RepeatAndSelectDpEvent():
+            return True
+        case dp_accounting.ComposedDpEvent():
+            return any(_has_selection(part) for part in event.events)
+        case dp_accounting.SelfComposedDpEvent():
+            return _has_selection(event.event)
     return False

@@ -1,23 +1,29 @@
 """Does a certificate say what its own ledger says?
 
 A certificate is a file that anyone may have changed, by accident or not. What can be checked without the data is checked here: that ε follows
-from the ledger, that the ledger's training event is that of the sampler which the certificate names, and that its noise is the noise
-of the event. Whether the run did what its ledger says is a matter of the code, not of the file.
+from the ledger, that the ledger's training event is that of the sampler which the certificate names, and that the noise of every release is the
+noise of its event. Whether the run did what its ledger says is a matter of the code, not of the file.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+import dp_accounting
+from dp_accounting.dp_event import RepeatAndSelectDpEvent
 
 from scatterdp.errors import UserError
 from scatterdp.privacy.accounting import ACCOUNTANTS
 from scatterdp.privacy.certificate import SCHEMA, TRAINING, rounded_up
-from scatterdp.privacy.ledger import Ledger, event_to_json, finite_or_none
+from scatterdp.privacy.ledger import Ledger, LedgerEntry, event_to_json, finite_or_none
 from scatterdp.privacy.sampling import make_selection
 
 TOLERANCE = 1e-3  # relative: another version of the accounting library rounds otherwise
+
+_WITHOUT_BATCHES = ("none", "composed")  # nothing is sampled, or each of several fits has a sampler of its own
 
 
 @dataclass(frozen=True)
@@ -76,33 +82,83 @@ def _check(certificate: dict[str, Any]) -> Checked:
         and f"ε = {rounded_up(certificate['epsilon'])}," not in certificate["statement"]
     ):
         found.append(f"its statement does not say ε = {rounded_up(certificate['epsilon'])}")
-    found += _of_training(certificate, ledger)
+    found += _of_releases(ledger.entries, certificate["data"]["num_train"])
+    found += _of_sampler(certificate, ledger)
+    found = list(dict.fromkeys(found))
     return Checked(epsilons, found)
 
 
-def _of_training(certificate: dict[str, Any], ledger: Ledger) -> list[str]:
-    """The training entry against the sampler that the certificate names."""
-    entries = [entry for entry in ledger.entries if entry.name == TRAINING]
-    if len(entries) != 1:
-        return [f"its ledger has {len(entries)} entries named {TRAINING}, a run has one"]
-    (training,), sampler = entries, certificate["sampler"]
+def _of_releases(entries: Iterable[LedgerEntry], num_train: int) -> list[str]:
+    """Each entry's event against the noise, and the sampler, that its details name."""
     found = []
-    if training.details["sampler"] != sampler:
-        found.append("the sampler that it names is not the one in its ledger")
-    if sampler["num_examples"] != certificate["data"]["num_train"]:
-        found.append(
-            f"its sampler draws from {sampler['num_examples']} examples, its data has {certificate['data']['num_train']}"
-        )
+    for entry in entries:
+        if "sampler" in entry.details or entry.name == TRAINING:
+            found += _of_steps(entry, num_train)
+        elif "trials" in entry.details:
+            found += _of_trials(entry, num_train)
+        elif "noise_multiplier" in entry.details:
+            found += _of_sums(entry)
+    return found
+
+
+def _of_steps(entry: LedgerEntry, num_train: int) -> list[str]:
+    """Model updates on batches: the event is the sampler's."""
+    sampler, found = entry.details["sampler"], []
+    if sampler["num_examples"] > num_train:
+        found.append(f"its sampler draws from {sampler['num_examples']} examples, its data has {num_train}")
     selection = make_selection(
         "shuffle" if sampler["kind"] == "shuffle" else "poisson",
         num_examples=sampler["num_examples"],
         batch_size=sampler["expected_batch_size"],
         steps=sampler["steps"],
     )
-    if event_to_json(selection.event(training.details["noise_multiplier"])) != event_to_json(training.event):
-        found.append("the event of its training is not that of its sampler and noise multiplier")
+    if event_to_json(selection.event(entry.details["noise_multiplier"])) != event_to_json(entry.event):
+        found.append(f"the event of its {entry.name} is not that of its sampler and noise multiplier")
     if selection.describe() != sampler:
         found.append("its sampler's numbers do not fit each other")
+    return found
+
+
+def _of_sums(entry: LedgerEntry) -> list[str]:
+    """Sums with Gaussian noise: the event is that of the noise."""
+    details, found = entry.details, []
+    event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(details["noise_multiplier"])
+    if "steps" in details:
+        event = dp_accounting.SelfComposedDpEvent(event, details["steps"])
+    if event != entry.event:
+        found.append(
+            f"the event of the {entry.name} is not that of its noise multiplier, {details['noise_multiplier']}"
+        )
+    if not math.isclose(
+        details["noise_standard_deviation"], details["noise_multiplier"] * details["sensitivity"], rel_tol=1e-9
+    ):
+        found.append(f"the noise of the {entry.name} is not its noise multiplier times its sensitivity")
+    return found
+
+
+def _of_trials(entry: LedgerEntry, num_train: int) -> list[str]:
+    """The best of a random number of trials: the event is that of one trial's releases and of the numbers' distribution."""
+    trial, trials = Ledger.from_json(entry.details["releases"]), entry.details["trials"]
+    found = _of_releases(trial.entries, num_train)
+    shape = math.inf if trials["shape"] is None else trials["shape"]
+    if entry.event != RepeatAndSelectDpEvent(trial.event, trials["mean"], shape):
+        found.append(f"the event of the {entry.name} is not that of its trials")
+    return found
+
+
+def _of_sampler(certificate: dict[str, Any], ledger: Ledger) -> list[str]:
+    """The sampler that the certificate names against the one in its ledger."""
+    entries = [entry for entry in ledger.entries if entry.name == TRAINING]
+    sampler, num_train = certificate["sampler"], certificate["data"]["num_train"]
+    expected = 0 if sampler["kind"] in _WITHOUT_BATCHES else 1
+    if len(entries) != expected:
+        said = "a run has one" if expected else f"a sampler of kind {sampler['kind']} has none"
+        return [f"its ledger has {len(entries)} entries named {TRAINING}, {said}"]
+    found = []
+    if entries and entries[0].details["sampler"] != sampler:
+        found.append("the sampler that it names is not the one in its ledger")
+    if sampler["num_examples"] != num_train:
+        found.append(f"its sampler draws from {sampler['num_examples']} examples, its data has {num_train}")
     return found
 
 

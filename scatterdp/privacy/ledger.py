@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dp_accounting
+from dp_accounting.dp_event import RepeatAndSelectDpEvent
 
 from scatterdp.privacy.accounting import Accountant, epsilon_of
 
@@ -29,7 +30,9 @@ _SCALAR_FIELDS: dict[type[dp_accounting.DpEvent], tuple[str, ...]] = {
     dp_accounting.PoissonSampledDpEvent: ("sampling_probability",),
     dp_accounting.SelfComposedDpEvent: ("count",),
     dp_accounting.ComposedDpEvent: (),
+    RepeatAndSelectDpEvent: ("mean", "shape"),
 }
+_INFINITE = "infinite"  # JSON has no number for it
 _TYPES = {kind.__name__: kind for kind in _SCALAR_FIELDS}
 
 
@@ -44,7 +47,11 @@ def event_to_json(event: dp_accounting.DpEvent) -> dict[str, Any]:
         raise TypeError(f"event {event}: the ledger stores {', '.join(sorted(_TYPES))}")
     record: dict[str, Any] = {"type": kind.__name__}
     record |= {name: getattr(event, name) for name in _SCALAR_FIELDS[kind]}
-    if isinstance(event, dp_accounting.PoissonSampledDpEvent | dp_accounting.SelfComposedDpEvent):
+    if record.get("shape") == math.inf:
+        record["shape"] = _INFINITE
+    if isinstance(
+        event, dp_accounting.PoissonSampledDpEvent | dp_accounting.SelfComposedDpEvent | RepeatAndSelectDpEvent
+    ):
         record["event"] = event_to_json(event.event)
     if isinstance(event, dp_accounting.ComposedDpEvent):
         record["events"] = [event_to_json(part) for part in event.events]
@@ -61,6 +68,8 @@ def event_from_json(record: dict[str, Any]) -> dp_accounting.DpEvent:
     if kind is None:
         raise ValueError(f"event type {record['type']!r}: expected one of {', '.join(sorted(_TYPES))}")
     values = {name: record[name] for name in _SCALAR_FIELDS[kind]}
+    if values.get("shape") == _INFINITE:
+        values["shape"] = math.inf
     if "event" in record:
         values["event"] = event_from_json(record["event"])
     if "events" in record:

@@ -98,6 +98,6 @@ class RandomKey:
                 "floating-point Gaussian samples; not hardened against floating-point attacks (Mironov 2012)"
                 if not known
                 else "anyone who knows or guesses the seed can subtract the noise: the guarantee holds only against others; "
-                "leave --seed out for a model that you release"
+                "leave --seed (random_state) out for a model that you release"
             ),
         }

@@ -21,8 +21,9 @@ def guarantee_in_words(certificate: dict[str, Any], checked: Checked) -> str:
         checked: what :func:`scatterdp.privacy.checking.check_certificate` found in it.
     """
     data, features = certificate["data"], certificate["features"]
+    of_classes = f" of {len(data['classes'])} classes" if "classes" in data else ""
     parts = [
-        f"Model trained on {data['name']}: {data['num_train']} examples of {len(data['classes'])} classes, on {features['extractor']} features.",
+        f"Model trained on {data['name']}: {data['num_train']} examples{of_classes}, on {features['extractor']} features.",
         _heading("What is promised"),
         *(
             _promise(certificate)
@@ -33,7 +34,11 @@ def guarantee_in_words(certificate: dict[str, Any], checked: Checked) -> str:
         *(f"- {_released(entry)}" for entry in certificate["ledger"]),
         "Everything else in the model is computed from these or from public things.",
         _heading("What is not covered"),
-        f"- These numbers of the run are exact: {', '.join(certificate['not_private'])}.",
+        *(
+            f"- These numbers of the run are exact: {', '.join(names)}."
+            for names in [certificate["not_private"]]
+            if names
+        ),
         *(f"- {limit}" for limit in certificate["limits"]),
         _heading("Whether this file agrees with itself"),
         *_verdict(certificate, checked),
@@ -92,6 +97,8 @@ def _event_in_words(event: dict[str, Any]) -> str:
             )
         case "ComposedDpEvent":
             return "; ".join(_event_in_words(part) for part in event["events"])
+        case "RepeatAndSelectDpEvent":
+            return f"the best of a random number of trials, {event['mean']:g} on average, each {_event_in_words(event['event'])}"
         case "NoOpDpEvent":
             return "nothing"
     return "numbers without noise"

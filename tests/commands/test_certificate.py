@@ -32,7 +32,7 @@ def test_the_guarantee_in_words(run_folder, capsys):
         "digits: 1437 examples of 10 classes, on scatternet features",
         "with ε = ",
         "add or remove one example",
-        "leave --seed out",
+        "leave --seed (random_state) out",
         "channel statistics: 2 times a sum with Gaussian noise of 8 × the most that one example can change it",
         "training: 4 times from each example with probability 0.356298, a sum with Gaussian noise of 3 ×",
         "exact: test_accuracy",
