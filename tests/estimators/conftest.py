@@ -19,5 +19,5 @@ def blobs() -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture(scope="session")
 def digit_images() -> tuple[np.ndarray, np.ndarray]:
     """1797 images of 8×8 bytes, and their digits."""
-    digits = load_digits()
-    return (digits.images / 16 * 255).round().astype(np.uint8), digits.target
+    X, y = load_digits(return_X_y=True)
+    return (X.reshape(-1, 8, 8) / 16 * 255).round().astype(np.uint8), y

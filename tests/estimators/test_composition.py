@@ -47,7 +47,9 @@ def test_ledgers_are_composed_not_epsilons_added(pipeline):
 def test_a_changed_part_is_found(pipeline):
     certificate = json.loads(json.dumps(composed_certificate(pipeline)))
     certificate["ledger"][-1]["event"]["count"] -= 1
-    assert any("classify: training is not that of its sampler" in s for s in check_certificate(certificate).disagreements)
+    assert any(
+        "classify: training is not that of its sampler" in s for s in check_certificate(certificate).disagreements
+    )
 
 
 def test_delta_and_accountant_can_be_chosen(pipeline):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 from scipy.stats import chi2
-from sklearn.base import clone
 
 from scatterdp.errors import ConfigError
 from scatterdp.estimators import DPStandardScaler
+from scatterdp.estimators.composition import fresh
 from scatterdp.estimators.scaler import contribution
 from scatterdp.privacy.checking import check_certificate
 from scatterdp.report.guarantee import guarantee_in_words
@@ -45,7 +45,7 @@ class TestNoise:
     def test_means_have_the_noise_of_the_event(self, factor, fits):
         X = np.full((400, 8), 0.25)
         scaler = DPStandardScaler(epsilon=2.0, delta=1e-4, bounds=(-2, 2))
-        means = np.array([clone(scaler).set_params(random_state=seed).fit(X).mean_ for seed in range(40)])
+        means = np.array([fresh(scaler).set_params(random_state=seed).fit(X).mean_ for seed in range(40)])
         sigma = scaler._noise_multiplier()
         deviation = factor * 2 * sigma * (5 * 8 / 4) ** 0.5 / 400  # half the width of the bounds, over N
         statistic = ((means - 0.25) / deviation) ** 2

@@ -37,14 +37,15 @@ def by_hand(search: GridSearchCV, *, fits: int, scores: int) -> float:
     for head in HEADS:
         planned = DPClassifier(delta=1e-4, centre=False, head=head).planned_ledger(400, (6,), 3)  # type: ignore[arg-type]
         squares += fits * (inverse_square_sum(Ledger(planned).event) or math.nan)
-    squares += inverse_square_sum(Ledger.from_json(search.best_estimator_.privacy_certificate_["ledger"]).event) or math.nan
+    squares += (
+        inverse_square_sum(Ledger.from_json(search.best_estimator_.privacy_certificate_["ledger"]).event) or math.nan
+    )
     return gaussian_epsilon(squares**-0.5, delta=1e-4)
 
 
 class TestGridSearch:
     def test_fits_scores_and_the_last_fit_are_composed(self, blobs):
         search = searched(blobs)
-        assert search.score(*blobs) > 0  # a search with a noisy scorer scores noisily
         certificate = tuning_certificate(search)
         assert certificate["private"] is True
         assert certificate["epsilon"] == pytest.approx(by_hand(search, fits=2, scores=1), rel=1e-3)
@@ -144,6 +145,7 @@ def test_composition_is_dearer_than_the_best_single_fit_and_cheaper_than_the_sum
     assert 3.0 < certificate["epsilon"] < 5 * 3.0
     assert certificate["epsilon"] == pytest.approx(
         epsilon_of(
-            dp_accounting.ComposedDpEvent([e.event for e in Ledger.from_json(certificate["ledger"]).entries]), delta=1e-4
+            dp_accounting.ComposedDpEvent([e.event for e in Ledger.from_json(certificate["ledger"]).entries]),
+            delta=1e-4,
         )
     )
