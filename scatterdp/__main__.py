@@ -8,6 +8,8 @@ import sys
 from scatterdp.commands.exits import exit_code
 
 COMMANDS = {
+    "fit": "a private classifier of your own features or images",
+    "predict": "classes and probabilities by a fitted classifier",
     "extract": "compute and cache features",
     "cache": "show, check and remove cached features",
     "synthetic": "draw a sheet of synthetic images",

@@ -10,7 +10,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args, get_type_hints
 
 from scatterdp.errors import ConfigError
 
@@ -24,18 +24,12 @@ MAX_NOISE_MULTIPLIER = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaselinesConfig:
-    """A differentially private linear classifier on ScatterNet features (Tramèr & Boneh 2021), start to end.
-
-    Fetches the data set if needed, extracts and caches features, releases normalisation statistics with DP,
-    solves for the noise multiplier (unless it is given), trains, and leaves a run folder with a certificate.
-    """
+class TrainingConfig:
+    """What every command that trains a private classifier can be told, wherever its features come from."""
 
     dataset: str = "cifar10"
     """mnist, fmnist, cifar10, digits, a folder train/<class>/*.png|jpg + test/<class>/…, or an .npz file
     (x_train, y_train, x_test, y_test)."""
-    augment: bool = False
-    """Random flip and crop of every training image before scattering; features are then computed at every step."""
     batch_size: int | None = None
     """Expected batch size B. B = N is full batch: the plain Gaussian mechanism. None: the data set's recipe."""
     mini_batch_size: int | None = None
@@ -63,17 +57,6 @@ class BaselinesConfig:
     """Channel groups of GroupNorm; must divide the number of channels."""
     bn_noise_multiplier: float | None = None
     """Noise multiplier of each of the two statistics releases of BN."""
-    extractor: str | None = None
-    """Fixed features: scatternet, patches, pixels, with settings and side by side, as in
-    "scatternet(mirror=True)+patches(patches=1024)"; deskew(…) of them brings grey figures upright first. None: the data set's recipe."""
-    mirror: bool | None = None
-    """ScatterNet alone, its features folded with those of the mirror image (True) or not (False): half the dimensions, a free
-    invariance for images whose mirror image means the same (not for digits). None: the recipe's."""
-    precondition: int | None = None
-    """Scale features down along so many principal directions in which views of one synthetic image differ: costs no budget. 0: none. None:
-    the recipe's."""
-    precondition_power: float = 1.0
-    """By how much: 1 makes views differ equally along those directions, 0 leaves them."""
     max_epsilon: float | None = None
     """Stop before the step that would take ε above this."""
     sample_batches: bool = False
@@ -94,10 +77,6 @@ class BaselinesConfig:
     """auto, cpu, cuda or cuda:N."""
     data_dir: Path | None = None
     """Where data sets are looked for and kept. None: $SCATTERDP_DATA, else ./data."""
-    features_dir: Path = Path("features")
-    """Where extracted features are cached."""
-    feature_dtype: Literal["float32", "float16"] = "float32"
-    """Precision of cached features and of the training matrix; float16 halves memory and disk."""
     run_dir: Path | None = None
     """Where the run's record goes; must not exist yet. None: runs/<dataset>-<time>."""
     resume: Path | None = None
@@ -106,12 +85,12 @@ class BaselinesConfig:
     """Also record loss and accuracy on the private training data. They are outside the guarantee: keep them."""
 
     @classmethod
-    def command_name(cls) -> str:
-        """The name of the command that takes this config."""
-        return "cnns" if issubclass(cls, CnnsConfig) else "baselines"
+    def module_name(cls) -> str:
+        """The module that takes this config: ``python -m MODULE``."""
+        raise NotImplementedError
 
     def __post_init__(self) -> None:
-        least = {"batch_size": 1, "mini_batch_size": 1, "epochs": 1, "num_groups": 1, "seed": 0, "precondition": 0}
+        least = {"batch_size": 1, "mini_batch_size": 1, "epochs": 1, "num_groups": 1, "seed": 0}
         for name, lowest in least.items():
             value = getattr(self, name)
             if value is not None and value < lowest:
@@ -129,14 +108,8 @@ class BaselinesConfig:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected at most {MAX_NOISE_MULTIPLIER:g}")
         if self.momentum is not None and self.optim != "SGD":
             raise ConfigError(f"momentum={self.momentum}: has no effect with optim={self.optim}, leave it out")
-        if self.augment and self.optim == "LR":
-            raise ConfigError("augment: has no effect with optim=LR, leave it out")
         if self.momentum is not None and not 0 <= self.momentum < 1:
             raise ConfigError(f"momentum={self.momentum}: expected a number in [0, 1)")
-        if not 0 <= self.precondition_power <= 1:
-            raise ConfigError(f"precondition_power={self.precondition_power}: expected a number from 0 to 1")
-        if self.precondition and self.optim == "LR":
-            raise ConfigError(f"precondition={self.precondition}: has no effect with optim=LR, leave it out")
         if not 0 < self.target_delta < 1:
             raise ConfigError(f"target_delta={self.target_delta}: expected a number between 0 and 1")
         if self.noise_multiplier is not None and self.target_epsilon is not None:
@@ -146,10 +119,6 @@ class BaselinesConfig:
             )
         if self.sample_batches and self.sampling == "shuffle":
             raise ConfigError("sample_batches and sampling=shuffle contradict each other, give one of them")
-        if self.mirror is not None and self.extractor is not None:
-            raise ConfigError(
-                f"mirror={self.mirror} and extractor={self.extractor!r}: write mirror into the extractor, scatternet(mirror=True)"
-            )
         if self.nesterov and (self.optim != "SGD" or self.momentum == 0):
             raise ConfigError("nesterov: needs optim=SGD and momentum > 0")
 
@@ -175,14 +144,60 @@ class BaselinesConfig:
         for name, allowed in _CHOICES.items():
             if name in names and values[name] not in allowed:
                 raise ConfigError(f"config.json: {name}={values[name]!r}, expected one of {allowed}")
-        for name in ("logdir", "data_dir", "features_dir", "run_dir", "resume"):
-            if values.get(name) is not None:
+        for name, kind in get_type_hints(cls).items():
+            if values.get(name) is not None and Path in (kind, *get_args(kind)):
                 values[name] = Path(values[name])
         try:
             return cls(**values)
         except TypeError as error:
             wrong = [name for name, value in values.items() if isinstance(value, str) and name in _NUMBERS]
             raise ConfigError(f"config.json: {', '.join(wrong)} {error}; was it written by another version?") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselinesConfig(TrainingConfig):
+    """A differentially private linear classifier on ScatterNet features (Tramèr & Boneh 2021), start to end.
+
+    Fetches the data set if needed, extracts and caches features, releases normalisation statistics with DP,
+    solves for the noise multiplier (unless it is given), trains, and leaves a run folder with a certificate.
+    """
+
+    extractor: str | None = None
+    """Fixed features: scatternet, patches, pixels, with settings and side by side, as in
+    "scatternet(mirror=True)+patches(patches=1024)"; deskew(…) of them brings grey figures upright first. None: the data set's recipe."""
+    mirror: bool | None = None
+    """ScatterNet alone, its features folded with those of the mirror image (True) or not (False): half the dimensions, a free
+    invariance for images whose mirror image means the same (not for digits). None: the recipe's."""
+    augment: bool = False
+    """Random flip and crop of every training image before scattering; features are then computed at every step."""
+    precondition: int | None = None
+    """Scale features down along so many principal directions in which views of one synthetic image differ: costs no budget. 0: none. None:
+    the recipe's."""
+    precondition_power: float = 1.0
+    """By how much: 1 makes views differ equally along those directions, 0 leaves them."""
+    features_dir: Path = Path("features")
+    """Where extracted features are cached."""
+    feature_dtype: Literal["float32", "float16"] = "float32"
+    """Precision of cached features and of the training matrix; float16 halves memory and disk."""
+
+    @classmethod
+    def module_name(cls) -> str:
+        return "scatterdp.baselines"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.augment and self.optim == "LR":
+            raise ConfigError("augment: has no effect with optim=LR, leave it out")
+        if self.precondition is not None and self.precondition < 0:
+            raise ConfigError(f"precondition={self.precondition}: expected a whole number ≥ 0")
+        if not 0 <= self.precondition_power <= 1:
+            raise ConfigError(f"precondition_power={self.precondition_power}: expected a number from 0 to 1")
+        if self.precondition and self.optim == "LR":
+            raise ConfigError(f"precondition={self.precondition}: has no effect with optim=LR, leave it out")
+        if self.mirror is not None and self.extractor is not None:
+            raise ConfigError(
+                f"mirror={self.mirror} and extractor={self.extractor!r}: write mirror into the extractor, scatternet(mirror=True)"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +221,10 @@ class CnnsConfig(BaselinesConfig):
     """How each example's gradient is bounded; the sensitivity is max_grad_norm for all."""
     engine: Literal["mixed_ghost", "ghost", "crb", "vmap", "hooks", "loop"] = "mixed_ghost"
     """How each example's gradient norm is computed. Speed and memory only."""
+
+    @classmethod
+    def module_name(cls) -> str:
+        return "scatterdp.cnns"
 
     def __post_init__(self) -> None:
         super().__post_init__()

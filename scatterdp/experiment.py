@@ -1,6 +1,7 @@
 """The published experiments: data → features → statistics → private training → record. One way for every head.
 
-The commands :mod:`scatterdp.baselines` and :mod:`scatterdp.cnns` say what; this does it.
+The commands :mod:`scatterdp.baselines` and :mod:`scatterdp.cnns` say what; this does it. A command that brings features of its own starts at
+:func:`train_and_record`.
 """
 
 from __future__ import annotations
@@ -10,17 +11,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import tyro
 
-from scatterdp.cache import FeatureCache, extract_features
+from scatterdp.cache import Features, extract_features
 from scatterdp.commands.exits import exit_code
-from scatterdp.config import BaselinesConfig
-from scatterdp.datasets import Dataset, load_dataset
+from scatterdp.config import BaselinesConfig, TrainingConfig
+from scatterdp.datasets import load_dataset
 from scatterdp.errors import ConfigError
 from scatterdp.extractors import make_extractor
 from scatterdp.extractors.base import Extractor
@@ -29,7 +29,7 @@ from scatterdp.privacy.accounting import ACCOUNTANTS, epsilon_of
 from scatterdp.privacy.certificate import rounded_up
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.recipes import extractor_of
-from scatterdp.records import RunFolder, peak_memory_bytes
+from scatterdp.records import RunFolder, new_run_dir, peak_memory_bytes
 from scatterdp.report.plots import plot_accuracy_and_epsilon
 from scatterdp.training.checkpoint import Checkpoint
 from scatterdp.training.device import resolve_device
@@ -41,6 +41,8 @@ from scatterdp.training.preconditioning import check_directions
 from scatterdp.training.result import FitResult
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH
 
+_Config = TypeVar("_Config", bound=TrainingConfig)
+
 
 def run(config: BaselinesConfig) -> RunFolder:
     """Run one configuration, or continue the run that it names; prints progress and result.
@@ -51,15 +53,9 @@ def run(config: BaselinesConfig) -> RunFolder:
     Raises:
         UserError: see the message.
     """
-    folder = None
-    if config.resume is not None:
-        folder, config = _reopen(config)
-        if folder.has_begun:
-            Checkpoint.load(folder.checkpoint)  # says at once when it is damaged
-    elif config.run_dir is not None:
-        RunFolder.check_new(config.run_dir)
+    folder, config = opened(config)
     device = resolve_device(config.device)
-    dataset = load_dataset(config.dataset, data_dir=config.data_dir, on_event=_say)
+    dataset = load_dataset(config.dataset, data_dir=config.data_dir, on_event=say)
     recipe_name = dataset.name if dataset.public else ""  # a folder may be called cifar10 too
     plan = plan_from_config(config, dataset_name=recipe_name, num_examples=len(dataset.x_train))
     words = extractor_of(config, recipe_name, len(dataset.x_train))
@@ -67,58 +63,134 @@ def run(config: BaselinesConfig) -> RunFolder:
     make_classifier(plan.head, extractor.output_shape, dataset.num_classes)  # says so before minutes of extraction
     check_normalizer(plan, extractor)
     check_directions(plan.precondition, extractor)
-    if config.logdir is not None:
-        try:
-            config.logdir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"logdir={config.logdir}: cannot be written ({error.strerror}); give another") from error
-    _announce(config, dataset, plan, extractor)
+    make_log_folder(config.logdir)
+    shape = "×".join(map(str, dataset.image_shape))
+    say(
+        f"{dataset.name}: {len(dataset.x_train)} training and {len(dataset.x_test)} test images of {shape}, "
+        f"{dataset.num_classes} classes; features {'×'.join(map(str, extractor.output_shape))}"
+    )
+    announce(config, plan)
 
     begin = time.monotonic()
     with extract_features(
         dataset, extractor, features_dir=config.features_dir, dtype=config.feature_dtype, progress=True
     ) as features:
         seconds_extract = time.monotonic() - begin
-        _say(f"features: cached in {config.features_dir}")
-        resumed = folder is not None
-        if folder is None:
-            folder = RunFolder.create(config.run_dir or _new_run_dir(dataset.name), config)
-        with folder.locked():
-            checkpoint = Checkpoint.load(folder.checkpoint) if resumed and folder.has_begun else None
-            folder.write_metrics(checkpoint.metrics if checkpoint else [])
-            try:
-                result = _fit(config, dataset, plan, extractor, features, folder, checkpoint, device)
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(
-                    f"interrupted: go on with python -m scatterdp.{config.command_name()} --resume={folder.path}"
-                ) from None
-            _record(folder, plan, result, seconds_extract)
+        say(f"features: cached in {config.features_dir}")
+        return train_and_record(
+            config,
+            features,
+            plan,
+            folder=folder,
+            extractor=extractor,
+            device=device,
+            seconds_extract=seconds_extract,
+            published_data=dataset.public,
+            augmented_images=dataset.x_train if config.augment else None,
+        )
+
+
+def opened(config: _Config) -> tuple[RunFolder | None, _Config]:
+    """What a config says of its run folder, checked before any work: the folder to go on with and the config in it, or neither.
+
+    Raises:
+        UserError: the folder cannot be resumed, or a new one cannot be made there.
+    """
+    if config.resume is None:
+        if config.run_dir is not None:
+            RunFolder.check_new(config.run_dir)
+        return None, config
+    folder, stored = _reopen(config, config.resume)
+    if folder.has_begun:
+        Checkpoint.load(folder.checkpoint)  # says at once when it is damaged
+    return folder, stored
+
+
+def make_log_folder(logdir: Path | None) -> None:
+    """Make the folder for TensorBoard events, if one is wanted.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    if logdir is None:
+        return
+    try:
+        logdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"logdir={logdir}: cannot be written ({error.strerror}); give another") from error
+
+
+def train_and_record(
+    config: TrainingConfig,
+    features: Features,
+    plan: TrainingPlan,
+    *,
+    folder: RunFolder | None,
+    extractor: Extractor,
+    device: torch.device,
+    seconds_extract: float = 0.0,
+    published_data: bool = False,
+    **further: Any,
+) -> RunFolder:
+    """Train on features that are there, and leave the record; prints progress and result.
+
+    Args:
+        config: of the command.
+        features: of the train and test split.
+        plan: calibrated.
+        folder: the run to go on with, or None: a new one, where the config says.
+        extractor: the one that made the features.
+        device: where to train.
+        seconds_extract: that the features took, for the record.
+        published_data: see :func:`scatterdp.training.fit.fit`, as for
+        further: ``augmented_images``, ``statistics``, ``assumptions``.
+
+    Returns:
+        The finished run's folder.
+
+    Raises:
+        UserError: see the message.
+    """
+    resumed = folder is not None
+    if folder is None:
+        folder = RunFolder.create(config.run_dir or new_run_dir(features.dataset_name), config)
+    with folder.locked():
+        checkpoint = Checkpoint.load(folder.checkpoint) if resumed and folder.has_begun else None
+        folder.write_metrics(checkpoint.metrics if checkpoint else [])
+        try:
+            result = _fit(config, features, plan, extractor, published_data, folder, checkpoint, device, further)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted: go on with python -m {config.module_name()} --resume={folder.path}"
+            ) from None
+        _record(folder, plan, result, seconds_extract)
     _report(plan, result)
-    _say(f"run folder: {folder.path}")
+    say(f"run folder: {folder.path}")
     return folder
 
 
 def _fit(
-    config: BaselinesConfig,
-    dataset: Dataset,
+    config: TrainingConfig,
+    features: Features,
     plan: TrainingPlan,
     extractor: Extractor,
-    features: FeatureCache,
+    published_data: bool,
     folder: RunFolder,
     checkpoint: Checkpoint | None,
     device: torch.device,
+    further: dict[str, Any],
 ) -> FitResult:
     with _tensorboard(config.logdir) as log:
 
         def on_metrics(row: dict[str, Any]) -> None:
             folder.append_metrics(row)
             log(row)
-            _say(_metrics_line(row))
+            say(_metrics_line(row))
 
         key = RandomKey.make(config.seed)
         if config.optim == "LR":
             return fit_logistic_regression(
-                features, plan, extractor=extractor, key=key, published_data=dataset.public, on_metrics=on_metrics
+                features, plan, extractor=extractor, key=key, published_data=published_data, on_metrics=on_metrics
             )
         return fit(
             features,
@@ -127,12 +199,12 @@ def _fit(
             key=key,
             device=device,
             physical_batch_size=config.mini_batch_size or DEFAULT_PHYSICAL_BATCH,
-            augmented_images=dataset.x_train if config.augment else None,
-            published_data=dataset.public,
+            published_data=published_data,
             train_metrics=config.train_metrics,
             resume=checkpoint,
             on_metrics=on_metrics,
             on_checkpoint=lambda state: state.save(folder.checkpoint),
+            **further,
         )
 
 
@@ -172,36 +244,31 @@ def _record(folder: RunFolder, plan: TrainingPlan, result: FitResult, seconds_ex
 def _report(plan: TrainingPlan, result: FitResult) -> None:
     certificate = result.certificate
     if not certificate["private"]:
-        _say(f"NOT PRIVATE (no noise): test accuracy {result.test_accuracy:.4f}")
+        say(f"NOT PRIVATE (no noise): test accuracy {result.test_accuracy:.4f}")
         return
-    _say(f"test accuracy {result.test_accuracy:.4f} (averaged weights {result.test_accuracy_ema:.4f})")
+    say(f"test accuracy {result.test_accuracy:.4f} (averaged weights {result.test_accuracy_ema:.4f})")
     by_accountant = ", ".join(
         f"{name} {rounded_up(value)}" for name, value in certificate["epsilon_by_accountant"].items()
     )
-    _say(f"ε = {rounded_up(certificate['epsilon'])} at δ = {plan.delta:g} by {plan.accountant} ({by_accountant})")
+    say(f"ε = {rounded_up(certificate['epsilon'])} at δ = {plan.delta:g} by {plan.accountant} ({by_accountant})")
 
 
-def _reopen(config: BaselinesConfig) -> tuple[RunFolder, BaselinesConfig]:
-    assert config.resume is not None
+def _reopen(config: _Config, path: Path) -> tuple[RunFolder, _Config]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name != "resume" and value != field.default:
             raise ConfigError(
-                f"{field.name}={value} beside resume={config.resume}: a run goes on with its own config, leave {field.name} out"
+                f"{field.name}={value} beside resume={path}: a run goes on with its own config, leave {field.name} out"
             )
-    folder, stored = RunFolder.reopen(config.resume, type(config))
-    _say(f"resuming {folder.path}")
+    folder, stored = RunFolder.reopen(path, type(config))
+    say(f"resuming {folder.path}")
     return folder, stored
 
 
-def _announce(config: BaselinesConfig, dataset: Dataset, plan: TrainingPlan, extractor: Extractor) -> None:
-    shape = "×".join(map(str, dataset.image_shape))
-    _say(
-        f"{dataset.name}: {len(dataset.x_train)} training and {len(dataset.x_test)} test images of {shape}, "
-        f"{dataset.num_classes} classes; features {'×'.join(map(str, extractor.output_shape))}"
-    )
+def announce(config: TrainingConfig, plan: TrainingPlan) -> None:
+    """Print the plan and what it costs; a warning where δ is too large."""
     if config.optim == "LR":
-        _say("optim=LR: logistic regression, NOT PRIVATE")
+        say("optim=LR: logistic regression, NOT PRIVATE")
         return
     if plan.delta >= 1 / plan.num_examples:
         print(
@@ -210,14 +277,12 @@ def _announce(config: BaselinesConfig, dataset: Dataset, plan: TrainingPlan, ext
             file=sys.stderr,
         )
     how = "given" if config.noise_multiplier is not None else "solved"
-    _say(
+    say(
         f"plan: {plan.steps} steps, sample rate {plan.selection().sample_rate:.4g}, noise multiplier {plan.sigma:g} ({how}), "
         f"max_grad_norm {plan.max_grad_norm:g}, lr {plan.lr:g}, input_norm {plan.input_norm}"
     )
     epsilons = {name: epsilon_of(plan.event(), delta=plan.delta, accountant=name) for name in ACCOUNTANTS}
-    _say(
-        f"budget: at δ = {plan.delta:g}, ε = " + ", ".join(f"{value:.3f} ({name})" for name, value in epsilons.items())
-    )
+    say(f"budget: at δ = {plan.delta:g}, ε = " + ", ".join(f"{value:.3f} ({name})" for name, value in epsilons.items()))
 
 
 def _metrics_line(row: dict[str, Any]) -> str:
@@ -257,11 +322,8 @@ def _tensorboard(logdir: Path | None) -> Iterator[Callable[[dict[str, Any]], Non
         yield log
 
 
-def _new_run_dir(name: str) -> Path:
-    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
-
-
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print a line at once."""
     print(line, flush=True)
 
 
@@ -269,7 +331,7 @@ def command_line(config_class: type[BaselinesConfig], description: str, argument
     """Parse a command line into a config, run it, return the exit code."""
 
     def command() -> None:
-        program = f"python -m scatterdp.{config_class.command_name()}"
+        program = f"python -m {config_class.module_name()}"
         run(tyro.cli(config_class, prog=program, args=arguments, use_underscores=True, description=description))
 
     return exit_code(command)

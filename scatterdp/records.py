@@ -17,18 +17,35 @@ import json
 import math
 import os
 import resource
+import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import filelock
 from safetensors.torch import save_file
 from torch import Tensor
 
-from scatterdp.config import BaselinesConfig
+from scatterdp.config import TrainingConfig
 from scatterdp.errors import ConfigError, UserError
+
+_Config = TypeVar("_Config", bound=TrainingConfig)
+
+
+class Config(Protocol):
+    """A command's config."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        ...
+
+
+def new_run_dir(name: str) -> Path:
+    """Where a run goes that was told no place: ``runs/NAME-TIME``."""
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
 
 
 class RunFolder:
@@ -48,7 +65,7 @@ class RunFolder:
         return self.checkpoint.exists() or (metrics.exists() and metrics.stat().st_size > 0)
 
     @classmethod
-    def create(cls, path: Path, config: BaselinesConfig) -> RunFolder:
+    def create(cls, path: Path, config: Config) -> RunFolder:
         """A new folder with its config.
 
         Raises:
@@ -65,19 +82,47 @@ class RunFolder:
             ) from error
         return run
 
+    @classmethod
+    @contextmanager
+    def whole(cls, path: Path, config: Config) -> Iterator[RunFolder]:
+        """A new folder with its config that is at ``path`` when the block has ended; after an error nothing is.
+
+        Raises:
+            ConfigError: something is there already, or the folder cannot be made.
+        """
+        cls.check_new(path, resumable=False)
+        missing = [parent for parent in path.parents if not parent.exists()]  # the nearest first
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+        try:
+            unfinished.mkdir(parents=True)
+            run = cls(unfinished)
+            run.write_json("config.json", config.to_json())
+            yield run
+            os.replace(unfinished, path)  # onto nothing, or an empty folder
+        except BaseException as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            for parent in missing:
+                with suppress(OSError):  # another run may have come to live there
+                    parent.rmdir()
+            if isinstance(error, OSError):
+                raise ConfigError(
+                    f"run_dir={path}: cannot be written ({error.strerror}); give another --run_dir"
+                ) from error
+            raise
+        run.path = path
+
     @staticmethod
-    def check_new(path: Path) -> None:
-        """Raise ConfigError when ``path`` holds anything, or when no folder can be made there."""
+    def check_new(path: Path, *, resumable: bool = True) -> None:
+        """Raise ConfigError when ``path`` holds anything, or when no folder can be made there; ``resumable``: a run can go on."""
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ConfigError(
-                f"run_dir={path}: is there already and is left alone; give another --run_dir, or --resume={path} to go on with it"
-            )
+            instead = f", or --resume={path} to go on with it" if resumable else ""
+            raise ConfigError(f"run_dir={path}: is there already and is left alone; give another --run_dir{instead}")
         nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
         if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
             raise ConfigError(f"run_dir={path}: {nearest} is not a folder to write in; give another --run_dir")
 
     @classmethod
-    def reopen(cls, path: Path, config: type[BaselinesConfig] = BaselinesConfig) -> tuple[RunFolder, BaselinesConfig]:
+    def reopen(cls, path: Path, config: type[_Config]) -> tuple[RunFolder, _Config]:
         """An unfinished run and its config; one that was stopped before its first checkpoint begins anew.
 
         Raises:

@@ -65,10 +65,51 @@ class TestCreate:
             RunFolder.create(path, CONFIG)
 
 
+class TestWhole:
+    @pytest.mark.parametrize("made", [True, False])
+    def test_appears_when_it_is_complete(self, tmp_path, made):
+        path = tmp_path / "a" / "b"
+        if made:
+            path.mkdir(parents=True)
+        with RunFolder.whole(path, CONFIG) as folder:
+            folder.write_json("summary.json", {})
+            assert not path.exists() or names(path) == []
+        assert folder.path == path
+        assert names(path) == ["config.json", "summary.json"]
+        assert names(tmp_path / "a") == ["b"]
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, UserError])
+    def test_after_an_error_nothing_is_there(self, tmp_path, error):
+        def fails():
+            with RunFolder.whole(tmp_path / "a" / "b", CONFIG) as folder:
+                folder.write_json("certificate.json", {})
+                raise error
+
+        with pytest.raises(error):
+            fails()
+        assert names(tmp_path) == []
+
+    def test_a_disk_that_fails_is_one_sentence(self, tmp_path):
+        path = tmp_path / "b"
+        with pytest.raises(ConfigError) as raised, RunFolder.whole(path, CONFIG):
+            raise OSError(28, "No space left on device")
+        assert str(raised.value) == (
+            f"run_dir={path}: cannot be written (No space left on device); give another --run_dir"
+        )
+        assert names(tmp_path) == []
+
+    def test_what_is_there_is_left_alone(self, tmp_path):
+        (tmp_path / "notes.txt").write_text("mine")
+        with pytest.raises(ConfigError) as raised, RunFolder.whole(tmp_path, CONFIG):
+            pass
+        assert str(raised.value) == f"run_dir={tmp_path}: is there already and is left alone; give another --run_dir"
+        assert names(tmp_path) == ["notes.txt"]
+
+
 class TestReopen:
     def test_gives_the_config_back(self, tmp_path):
         RunFolder.create(tmp_path / "run", CONFIG)
-        folder, config = RunFolder.reopen(tmp_path / "run")
+        folder, config = RunFolder.reopen(tmp_path / "run", BaselinesConfig)
         assert folder.path == tmp_path / "run"
         assert config == CONFIG
 
@@ -80,14 +121,14 @@ class TestReopen:
         with pytest.raises(
             ConfigError, match=rf"^resume={re.escape(str(path))}: not a run folder \(no config\.json in it\)$"
         ):
-            RunFolder.reopen(path)
+            RunFolder.reopen(path, BaselinesConfig)
         assert path.exists() == made
 
     @pytest.mark.parametrize("content", [b"", b"{", b'{"dataset": "digits"', b"\xff\xfe"])
     def test_a_damaged_config(self, tmp_path, content):
         (tmp_path / "config.json").write_bytes(content)
         with pytest.raises(ConfigError, match=rf"^resume={re.escape(str(tmp_path))}: its config\.json is damaged \("):
-            RunFolder.reopen(tmp_path)
+            RunFolder.reopen(tmp_path, BaselinesConfig)
 
 
 class TestLock:

@@ -19,12 +19,13 @@ from scatterdp.cache.files import SPLITS, Split, cache_path, companion_paths, pa
 from scatterdp.cache.listing import Summary, is_feature_cache, list_caches, summarize
 from scatterdp.cache.lock import lock_owner, writer_lock
 from scatterdp.cache.ranks import Ranks, ranks_of_environment
-from scatterdp.cache.reading import FeatureCache
+from scatterdp.cache.reading import FeatureCache, Features
 from scatterdp.cache.verification import verify
 
 __all__ = [
     "SPLITS",
     "FeatureCache",
+    "Features",
     "Ranks",
     "Split",
     "Summary",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -13,6 +13,46 @@ from scatterdp.cache.digests import chunk_digest
 from scatterdp.cache.files import DTYPES, SPLITS, Split, remedy
 from scatterdp.cache.schema import open_hdf5, read_attributes
 from scatterdp.errors import CacheError, ConfigError
+
+
+class Features(Protocol):
+    """Features of a train and a test split with their labels, wherever they are stored; :class:`FeatureCache` says what each is."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def dataset_name(self) -> str: ...
+
+    @property
+    def dataset_fingerprint(self) -> str: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def extractor_name(self) -> str: ...
+
+    @property
+    def extractor_fingerprint(self) -> str: ...
+
+    @property
+    def extractor_config(self) -> dict[str, Any]: ...
+
+    @property
+    def output_shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    def num_rows(self, split: Split) -> int: ...
+
+    def labels(self, split: Split) -> np.ndarray: ...
+
+    def iter_rows(self, split: Split, rows_per_block: int) -> Iterator[tuple[int, np.ndarray]]: ...
 
 
 class FeatureCache:

@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 from scatterdp.errors import UserError
 
+INTERRUPTED_WITH_NOTHING = "interrupted: nothing was written"
+"""What a command says that keeps nothing of an interrupted run."""
+
 
 def exit_code(command: Callable[[], int | None]) -> int:
     """Run ``command``; returns its exit code (None: 0), or 2 after a user error told on standard error."""

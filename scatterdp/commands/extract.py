@@ -16,11 +16,12 @@ from typing import Literal
 
 import tyro
 
-from scatterdp.cache import FeatureCache, extract_features, ranks_of_environment
+from scatterdp.cache import FeatureCache, Ranks, extract_features, ranks_of_environment
 from scatterdp.commands.pictures import check_picture
-from scatterdp.datasets import load_dataset
+from scatterdp.datasets import Dataset, load_dataset
 from scatterdp.errors import ConfigError
 from scatterdp.extractors import make_extractor
+from scatterdp.extractors.base import Extractor
 from scatterdp.extractors.scatternet import ScatterNet
 from scatterdp.training.device import resolve_device
 
@@ -75,15 +76,44 @@ def extract(config: ExtractConfig) -> FeatureCache:
     if config.plot is not None:
         check_picture("plot", config.plot)
     ranks = ranks_of_environment()
-    say = print if ranks.rank == 0 else lambda *_, **__: None
-    if ranks.rank == 0:  # the others find what it has fetched
-        load_dataset(config.dataset, data_dir=config.data_dir, on_event=say)
-    ranks.wait()
-    dataset = load_dataset(config.dataset, data_dir=config.data_dir)
+    dataset = load_images(config.dataset, config.data_dir, ranks)
     extractor = make_extractor(config.extractor, dataset.image_shape, **config.settings())
-    extractor = extractor.to(resolve_device(config.device))
     if config.plot is not None and not isinstance(extractor, ScatterNet):
         raise ConfigError(f"plot={config.plot}: there is a picture of scatternet only, this is {extractor.name}")
+    features = extract_to_cache(
+        dataset,
+        extractor.to(resolve_device(config.device)),
+        ranks,
+        features_dir=config.features_dir,
+        dtype=config.feature_dtype,
+        batch_size=config.batch_size,
+    )
+    if config.plot is not None and ranks.rank == 0:
+        assert isinstance(extractor, ScatterNet)
+        from scatterdp.report.scattering import plot_scattering  # matplotlib takes a second to import
+
+        plot_scattering(extractor, dataset.x_test[0], config.plot)
+        print(f"picture: {config.plot}")
+    return features
+
+
+def load_images(name: str, data_dir: Path | None, ranks: Ranks) -> Dataset:
+    """A data set for all the processes that extract together: the first fetches it, the others find it.
+
+    Raises:
+        DatasetError: see :func:`scatterdp.datasets.load_dataset`.
+    """
+    if ranks.rank == 0:
+        load_dataset(name, data_dir=data_dir, on_event=print)
+    ranks.wait()
+    return load_dataset(name, data_dir=data_dir)
+
+
+def extract_to_cache(
+    dataset: Dataset, extractor: Extractor, ranks: Ranks, *, features_dir: Path, dtype: str, batch_size: int | None
+) -> FeatureCache:
+    """:func:`scatterdp.cache.extract_features`, telling what is computed, where it goes and how long it took."""
+    say = print if ranks.rank == 0 else lambda *_, **__: None
     say(
         f"{dataset.name}: {len(dataset.x_train)} training and {len(dataset.x_test)} test images of "
         f"{'×'.join(map(str, dataset.image_shape))}; features {'×'.join(map(str, extractor.output_shape))}",
@@ -93,19 +123,13 @@ def extract(config: ExtractConfig) -> FeatureCache:
     features = extract_features(
         dataset,
         extractor,
-        features_dir=config.features_dir,
-        dtype=config.feature_dtype,
-        batch_size=config.batch_size,
+        features_dir=features_dir,
+        dtype=dtype,
+        batch_size=batch_size,
         progress=ranks.rank == 0,
         ranks=ranks,
     )
     say(f"features: {features.path} after {time.monotonic() - begin:.1f} s")
-    if config.plot is not None and ranks.rank == 0:
-        assert isinstance(extractor, ScatterNet)
-        from scatterdp.report.scattering import plot_scattering  # matplotlib takes a second to import
-
-        plot_scattering(extractor, dataset.x_test[0], config.plot)
-        say(f"picture: {config.plot}")
     return features
 
 

@@ -23,7 +23,9 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
-class _Header:
+class ImageHeader:
+    """What a file says of its image before it is decoded; ``size`` is (width, height) in pixels."""
+
     path: Path
     size: tuple[int, int]
     is_colour: bool
@@ -60,13 +62,13 @@ def read_image_folder(folder: Path, *, on_event: Callable[[str], None]) -> Datas
             raise DatasetError(
                 f"--dataset={folder}: it has no folder {split}/, expected train/<class>/*.png and test/<class>/*.png"
             )
-    class_names = _class_names(folder / "train")
+    class_names = class_folders(folder / "train")
     if len(class_names) < 2:
         raise DatasetError(
             f"--dataset={folder}: {folder / 'train'} holds {len(class_names)} class folder(s), "
             "a classifier needs at least two"
         )
-    strangers = sorted(set(_class_names(folder / "test")) - set(class_names))
+    strangers = sorted(set(class_folders(folder / "test")) - set(class_names))
     if strangers:
         raise DatasetError(
             f"--dataset={folder}: class {strangers[0]!r} is in test/ but not in train/, "
@@ -76,7 +78,7 @@ def read_image_folder(folder: Path, *, on_event: Callable[[str], None]) -> Datas
     ignored = 0
     for split, found in files.items():
         for label, class_name in enumerate(class_names):
-            paths, others = _image_files(folder / split / class_name)
+            paths, others = image_files(folder / split / class_name)
             ignored += others
             if split == "train" and not paths:
                 raise DatasetError(
@@ -87,18 +89,12 @@ def read_image_folder(folder: Path, *, on_event: Callable[[str], None]) -> Datas
             raise DatasetError(f"--dataset={folder}: {folder / split} holds no images, expected .png, .jpg or .jpeg")
     if ignored:
         on_event(f"{folder}: {ignored} files ignored that are hidden or not .png, .jpg or .jpeg")
-    headers = {split: [_read_header(path) for path, _ in found] for split, found in files.items()}
-    first = headers["train"][0]
-    for header in (*headers["train"], *headers["test"]):
-        if header.size != first.size:
-            raise DatasetError(
-                f"{header.path}: the image is {_pixels(header.size)} pixels but {first.path} is "
-                f"{_pixels(first.size)}, expected one size: resize the images"
-            )
+    headers = {split: [read_header(path) for path, _ in found] for split, found in files.items()}
+    check_one_size([*headers["train"], *headers["test"]])
     colour = [header.is_colour for header in (*headers["train"], *headers["test"])]
     if any(colour) and not all(colour):
         on_event(f"{folder}: {colour.count(False)} grey images converted to RGB since others are in colour")
-    images = {split: _read_images(found, any(colour)) for split, found in headers.items()}
+    images = {split: read_images(found, any(colour)) for split, found in headers.items()}
     labels = {split: np.array([label for _, label in found], dtype=np.int64) for split, found in files.items()}
     on_event(f"{folder}: read {len(labels['train'])} training and {len(labels['test'])} test images")
     return Dataset(
@@ -111,11 +107,12 @@ def read_image_folder(folder: Path, *, on_event: Callable[[str], None]) -> Datas
     )
 
 
-def _class_names(split_folder: Path) -> list[str]:
-    return sorted(path.name for path in split_folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+def class_folders(folder: Path) -> list[str]:
+    """Sorted names of the folders in a folder, hidden ones left out."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _image_files(class_folder: Path) -> tuple[list[Path], int]:
+def image_files(class_folder: Path) -> tuple[list[Path], int]:
     """Image files sorted by name, and how many other files there are."""
     if not class_folder.is_dir():
         return [], 0
@@ -128,7 +125,12 @@ def _open(path: Path) -> Image.Image:
     return Image.open(path, formats=("PNG", "JPEG"))
 
 
-def _read_header(path: Path) -> _Header:
+def read_header(path: Path) -> ImageHeader:
+    """Size and colour of one image.
+
+    Raises:
+        DatasetError: no readable PNG or JPEG, or more than 8 bit a channel.
+    """
     try:
         with _open(path) as image:
             size, mode = image.size, image.mode
@@ -136,10 +138,26 @@ def _read_header(path: Path) -> _Header:
         raise DatasetError(f"{path}: not a readable PNG or JPEG image, replace or remove it ({error})") from error
     if mode not in _GREY_MODES + _COLOUR_MODES:
         raise DatasetError(f"{path}: the image has mode {mode}, expected at most 8 bit a channel: convert it")
-    return _Header(path, size, mode in _COLOUR_MODES)
+    return ImageHeader(path, size, mode in _COLOUR_MODES)
 
 
-def _read_images(headers: list[_Header], colour: bool) -> np.ndarray:
+def check_one_size(headers: list[ImageHeader]) -> None:
+    """Raise DatasetError, naming two files, unless all images have the size of the first."""
+    first = headers[0]
+    for header in headers:
+        if header.size != first.size:
+            raise DatasetError(
+                f"{header.path}: the image is {_pixels(header.size)} pixels but {first.path} is "
+                f"{_pixels(first.size)}, expected one size: resize the images"
+            )
+
+
+def read_images(headers: list[ImageHeader], colour: bool) -> np.ndarray:
+    """Decode images of one size: ``(N, H, W)``, or ``(N, H, W, 3)`` with ``colour``, uint8.
+
+    Raises:
+        DatasetError: an image that is damaged or cut short.
+    """
     width, height = headers[0].size
     images = np.empty((len(headers), height, width, 3) if colour else (len(headers), height, width), dtype=np.uint8)
     for row, header in enumerate(headers):

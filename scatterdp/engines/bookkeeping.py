@@ -31,7 +31,7 @@ from scatterdp.engines.modules import (
     own_parameters,
     versions_of,
 )
-from scatterdp.engines.rules import RULES, Rule
+from scatterdp.engines.rules import RULES, Rule, rule_for
 from scatterdp.errors import UserError
 
 
@@ -163,7 +163,7 @@ class Recorder:
         self.layers = layers_of(model)
         for name, module in self.layers:
             kind = type(module)
-            if kind not in RULES:
+            if rule_for(module) is None:
                 known = ", ".join(sorted(known.__name__ for known in RULES))
                 raise UserError(
                     f"module {name or kind.__name__!r} ({kind.__name__}): no rule for its per-example gradients (there are rules "
@@ -220,7 +220,9 @@ class Recorder:
                 gradient = (
                     inputs.new_zeros(call.output_shape, dtype=losses.dtype) if gradient is None else gradient.detach()
                 )
-                found[name] = RULES[type(module)](module, inputs, gradient, copies)
+                rule = rule_for(module)
+                assert rule is not None, name
+                found[name] = rule(module, inputs, gradient, copies)
         self._calls = {}
         return [
             (name, found[name] if name in found else _Unused(module, losses.detach(), losses.detach(), copies))

@@ -90,16 +90,33 @@ def check_unchanged(model: nn.Module, before: dict[str, int]) -> None:
 def without_batch_norm(model: nn.Module, *, max_groups: int = 32) -> nn.Module:
     """A copy in which every batch normalisation is a group normalisation (Wu & He 2018) of as many channels.
 
-    The number of groups is the largest up to ``max_groups`` that divides the channels. Scale and shift are kept.
+    The number of groups is the largest up to ``max_groups`` that divides the channels. Scale and shift are kept. timm's
+    ``BatchNormAct2d`` does more than normalise: its dropout and activation follow the group normalisation.
+
+    Raises:
+        UserError: a batch normalisation of somebody's own, whose forward pass may do more.
     """
     if isinstance(model, _BATCH_NORMS):
-        return _group_norm_of(model, max_groups)
+        return _replacement_of(model, max_groups)
     model = copy.deepcopy(model)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, _BATCH_NORMS) and not isinstance(child, nn.modules.instancenorm._InstanceNorm):
-                setattr(module, name, _group_norm_of(child, max_groups))
+                setattr(module, name, _replacement_of(child, max_groups))
     return model
+
+
+def _replacement_of(norm: nn.modules.batchnorm._BatchNorm, max_groups: int) -> nn.Module:
+    group_norm = _group_norm_of(norm, max_groups)
+    if type(norm).__module__.startswith("torch.nn."):
+        return group_norm
+    parts = dict(norm.named_children())
+    if list(parts) != ["drop", "act"]:
+        raise UserError(
+            f"module of type {type(norm).__name__}: a batch normalisation of its own kind, whose forward pass may do more than normalise; "
+            "swap it by hand"
+        )
+    return nn.Sequential(group_norm, *parts.values()).train(norm.training)
 
 
 def _group_norm_of(norm: nn.modules.batchnorm._BatchNorm, max_groups: int) -> nn.GroupNorm:

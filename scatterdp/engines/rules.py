@@ -491,6 +491,14 @@ class LayerNormRule(NormalizationRule):
         return values.sum(tuple(range(1, 1 + between))) if between else values
 
 
+class ChannelLayerNormRule(NormalizationRule):
+    """``LayerNorm2d`` of torchvision and timm: over the channels of each pixel of ``(b, C, H, W)``."""
+
+    def normalized(self) -> Tensor:
+        pixels = self.inputs.movedim(1, -1)
+        return F.layer_norm(pixels, self.module.normalized_shape, eps=self.module.eps).movedim(-1, 1)
+
+
 class GroupNormRule(NormalizationRule):
     """``nn.GroupNorm``."""
 
@@ -562,3 +570,18 @@ RULES: dict[type[nn.Module], type[Rule]] = {
     nn.BatchNorm3d: FrozenBatchNormRule,
     nn.Embedding: EmbeddingRule,
 }
+
+#: Rules of well-known subclasses by their full names, so that nobody has to install the libraries.
+RULES_BY_NAME: dict[str, type[Rule]] = {
+    "torchvision.models.convnext.LayerNorm2d": ChannelLayerNormRule,
+    "timm.layers.norm.LayerNorm2d": ChannelLayerNormRule,
+    "timm.layers.norm.LayerNorm": LayerNormRule,
+    "timm.layers.norm.GroupNorm": GroupNormRule,
+    "timm.layers.norm.GroupNorm1": GroupNormRule,
+}
+
+
+def rule_for(module: nn.Module) -> type[Rule] | None:
+    """The rule of a kind of module, if there is one."""
+    kind = type(module)
+    return RULES.get(kind) or RULES_BY_NAME.get(f"{kind.__module__}.{kind.__qualname__}")

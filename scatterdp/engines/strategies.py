@@ -26,6 +26,11 @@ from scatterdp.engines.modules import check_private, check_unchanged, full_name,
 from scatterdp.engines.rules import ConvolutionRule, Known, Rule, padded
 from scatterdp.errors import UserError
 
+_BRANCH_DROPOUTS = (
+    "StochasticDepth",
+    "DropPath",
+)  # torchvision's and timm's: each example goes without a branch, by chance
+
 Strategy = Callable[[nn.Module, PerExampleLoss, Tensor, Tensor], dict[str, Tensor]]
 
 
@@ -164,14 +169,17 @@ def check_by_example(model: nn.Module, x: Tensor) -> None:
     That finds what no list of layers can: operations that mix examples, and weights that are used outside their layer.
 
     Args:
-        model: dropout is left out for the check.
+        model: dropout, of values or of whole branches, is left out for the check.
         x: two or more made-up inputs; never private ones, for the answer is not accounted.
 
     Raises:
         UserError: they differ.
     """
     dropouts = [
-        module for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd) and module.training
+        module
+        for module in model.modules()
+        if module.training
+        and (isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ in _BRANCH_DROPOUTS)
     ]
     for module in dropouts:
         module.eval()

@@ -1,4 +1,4 @@
-"""One release: the noisy sum of each class. The classifier is the nearest class mean, under one spherical variance.
+"""One release: the noisy sum of each class. The classifier is the nearest class mean.
 
 The least that can be asked of the data, for tiny budgets or few examples: one number a class and feature, and one step.
 """
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import dp_accounting
 import torch
+from torch import Tensor
 
 from scatterdp.linear.method import Problem, Solution, every_row, gaussian_entry, unit_blocks
 from scatterdp.privacy.noise import gaussian_noise
@@ -16,6 +17,10 @@ from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.rows import FeatureRows
 
 _COUNTING = 0.3  # the constant entry of every row: its sums are the classes' sizes
+
+_CONFIDENCE = (
+    4.0  # logits between two classes whose means are as far apart as usual, for an example in the middle of one
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +45,7 @@ class ClassMeans:
     def solve(self, rows: FeatureRows, *, noise_multiplier: float, key: RandomKey) -> Solution:
         """Release the sums, compute the classifier."""
         p = self.problem
-        sums = torch.zeros(p.num_classes, p.num_features + 1, dtype=torch.float64)
-        for z, y in unit_blocks(rows, constant=_COUNTING):
-            sums.index_add_(0, y.cpu(), z.cpu().double())
+        sums = exact_class_sums(rows, p)
         sums += gaussian_noise(
             tuple(sums.shape),
             noise_multiplier=noise_multiplier,
@@ -57,11 +60,21 @@ class ClassMeans:
         # The noise makes every mean longer, by a known amount.
         noise = p.num_features * (noise_multiplier / sizes) ** 2 / (1 - _COUNTING**2)
         squares = (means.square().sum(1) - noise).clamp(min=0.0, max=1.0)
-        variance = (1 - squares.mean()) / p.num_features
-        bias = (sizes / sizes.sum()).log() - squares / (2 * variance)
+        centred = means - means.mean(0)
+        spread = float((centred.square().sum(1) - noise).mean().clamp(min=float(noise.mean()), max=1.0))
+        scale = _CONFIDENCE / max(spread, 1e-6)
+        bias = (sizes / sizes.sum()).log() - scale * squares / 2
         return Solution(
-            weight=(means / variance).float(),
+            weight=(scale * means).float(),
             bias=bias.float(),
             entries=[gaussian_entry("class sums", noise_multiplier, 1.0, numbers=sums.numel())],
             sampler=every_row(p),
         )
+
+
+def exact_class_sums(rows: FeatureRows, problem: Problem) -> Tensor:
+    """``(C, D + 1)`` float64 sums of the rows of each class, the last entry the constant's: private."""
+    sums = torch.zeros(problem.num_classes, problem.num_features + 1, dtype=torch.float64)
+    for z, y in unit_blocks(rows, constant=_COUNTING):
+        sums.index_add_(0, y.cpu(), z.cpu().double())
+    return sums

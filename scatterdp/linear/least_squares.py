@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import dp_accounting
 import torch
+from torch import Tensor
 
 from scatterdp.errors import ConfigError
 from scatterdp.linear.covariance import exact_second_moments, release_second_moments
@@ -67,9 +68,7 @@ class LeastSquares:
         """Release the three, solve the ridge regression."""
         p = self.problem
         size = p.num_features + 1
-        products = torch.zeros(size, p.num_classes, dtype=torch.float64)
-        for z, y in unit_blocks(rows, constant=_CONSTANT):
-            products.index_add_(1, y.cpu(), z.t().cpu().double())
+        products = exact_products(rows, p)
         smallest = float(torch.linalg.eigvalsh(exact_second_moments(rows, p, constant=_CONSTANT))[0])
 
         def noise(shape: tuple[int, ...], factor: float, purpose: str):
@@ -114,3 +113,11 @@ class LeastSquares:
             ],
             sampler=every_row(p),
         )
+
+
+def exact_products(rows: FeatureRows, problem: Problem) -> Tensor:
+    """ZᵀY ``(D + 1, C)`` float64 for one-hot Y: private."""
+    products = torch.zeros(problem.num_features + 1, problem.num_classes, dtype=torch.float64)
+    for z, y in unit_blocks(rows, constant=_CONSTANT):
+        products.index_add_(1, y.cpu(), z.t().cpu().double())
+    return products

@@ -72,7 +72,7 @@ class Newton:
         p = self.problem
         weight = torch.zeros(p.num_classes, p.num_features + 1, dtype=torch.float64)
         for step in range(self.steps):
-            gradient, hessians = self._derivatives(rows, weight)
+            gradient, hessians = exact_derivatives(rows, weight)
             gradient += gaussian_noise(
                 tuple(gradient.shape),
                 noise_multiplier=noise_multiplier,
@@ -108,16 +108,17 @@ class Newton:
             sampler=every_row(p),
         )
 
-    def _derivatives(self, rows: FeatureRows, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient ``(C, D + 1)`` and Hessian blocks ``(C, D + 1, D + 1)`` at these weights, exact."""
-        gradient = torch.zeros_like(weight)
-        hessians = torch.zeros(len(weight), weight.shape[1], weight.shape[1], dtype=torch.float64)
-        single = weight.float()
-        for z, y in unit_blocks(rows, constant=_CONSTANT):
-            z, y = z.cpu(), y.cpu()
-            probabilities = (z @ single.t()).softmax(1)
-            for c, curvature in enumerate((probabilities * (1 - probabilities)).unbind(1)):
-                hessians[c] += (z.t() @ (z * curvature[:, None])).double()
-            probabilities[torch.arange(len(y)), y] -= 1
-            gradient += (probabilities.t() @ z).double()
-        return gradient, hessians
+
+def exact_derivatives(rows: FeatureRows, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient ``(C, D + 1)`` and Hessian blocks ``(C, D + 1, D + 1)`` at these weights: private."""
+    gradient = torch.zeros_like(weight)
+    hessians = torch.zeros(len(weight), weight.shape[1], weight.shape[1], dtype=torch.float64)
+    single = weight.float()
+    for z, y in unit_blocks(rows, constant=_CONSTANT):
+        z, y = z.cpu(), y.cpu()
+        probabilities = (z @ single.t()).softmax(1)
+        for c, curvature in enumerate((probabilities * (1 - probabilities)).unbind(1)):
+            hessians[c] += (z.t() @ (z * curvature[:, None])).double()
+        probabilities[torch.arange(len(y)), y] -= 1
+        gradient += (probabilities.t() @ z).double()
+    return gradient, hessians

@@ -55,6 +55,7 @@ def make_certificate(
     not_private: list[str],
     model: dict[str, Any] | None = None,
     more_limits: Sequence[str] = (),
+    assumptions: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The certificate as JSON values.
 
@@ -71,33 +72,15 @@ def make_certificate(
         not_private: printed or recorded numbers that the guarantee does not cover.
         model: how the model was made, where that is not in ``features``.
         more_limits: sentences beside :data:`LIMITS`.
+        assumptions: sentences about what this run takes on somebody's word; they stand first among the limits and in the statement.
     """
     origin = key.origin if isinstance(key, RandomKey) else key
     epsilons = {name: ledger.epsilon(delta=delta, accountant=name) for name in ACCOUNTANTS}
     epsilon = epsilons[accountant]
     private = finite_or_none(epsilon) is not None
-    if private:
-        names = dict.fromkeys(entry.name for entry in ledger.entries)  # each once, in order
-        covered = [f"the {name}" for name in names if name != TRAINING]
-        covered += ["every model update"] * (TRAINING in names)
-        covered.append("all that is computed from them")
-        statement = (
-            f"This run is (ε = {rounded_up(epsilon)}, δ = {delta!r})-differentially private. "
-            f"Neighbouring data sets: {adjacency}. Covered: {', '.join(covered[:-1])} and {covered[-1]}."
-        )
-        if not_private:
-            statement += f" Not covered: {', '.join(not_private)}."
-        if origin == "seed":
-            statement += (
-                " The noise comes from a seed: the guarantee holds only against those who cannot learn or guess it."
-            )
-        if delta >= 1 / data["num_train"]:
-            statement += " δ is not below 1/N: it would allow publishing one example outright."
-    else:
-        statement = "This run is NOT differentially private: something was released without noise."
-    return {
+    found = {
         "schema": SCHEMA,
-        "statement": statement,
+        "statement": "",
         "private": private,
         "epsilon": finite_or_none(epsilon),
         "delta": delta,
@@ -110,6 +93,48 @@ def make_certificate(
         "data": data,
         "features": features,
         "not_private": not_private,
-        "limits": [*LIMITS, *more_limits],
+        "assumptions": list(assumptions),
+        "limits": [*assumptions, *LIMITS, *more_limits],
         "versions": {name: version(name) for name in VERSIONED} | {"python": platform.python_version()},
     } | ({} if model is None else {"model": model})
+    return found | {"statement": _statement(found)}
+
+
+def with_publication(certificate: dict[str, Any], *, data_name: str, not_private: list[str]) -> dict[str, Any]:
+    """The certificate of what goes with a model: what its data are called, and more numbers that the guarantee does not cover.
+
+    Args:
+        certificate: from :func:`make_certificate`.
+        data_name: what the user calls the data; the public facts beside it stay.
+        not_private: what a command prints or records beside the model; listed in the statement.
+    """
+    more = [name for name in not_private if name not in certificate["not_private"]]
+    found = certificate | {
+        "data": certificate["data"] | {"name": data_name},
+        "not_private": [*certificate["not_private"], *more],
+    }
+    return found | {"statement": _statement(found)}
+
+
+def _statement(certificate: dict[str, Any]) -> str:
+    if not certificate["private"]:
+        return "This run is NOT differentially private: something was released without noise."
+    names = dict.fromkeys(entry["name"] for entry in certificate["ledger"])  # each once, in order
+    covered = [f"the {name}" for name in names if name != TRAINING]
+    covered += ["every model update"] * (TRAINING in names)
+    covered.append("all that is computed from them")
+    delta = certificate["delta"]
+    statement = (
+        f"This run is (ε = {rounded_up(certificate['epsilon'])}, δ = {delta!r})-differentially private. "
+        f"Neighbouring data sets: {certificate['adjacency']}. Covered: {', '.join(covered[:-1])} and {covered[-1]}."
+    )
+    if certificate["not_private"]:
+        statement += f" Not covered: {', '.join(certificate['not_private'])}."
+    statement += "".join(f" {sentence}" for sentence in certificate["assumptions"])
+    if not certificate["noise_source"]["cryptographic"]:
+        statement += (
+            " The noise comes from a seed: the guarantee holds only against those who cannot learn or guess it."
+        )
+    if delta >= 1 / certificate["data"]["num_train"]:
+        statement += " δ is not below 1/N: it would allow publishing one example outright."
+    return statement

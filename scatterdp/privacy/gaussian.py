@@ -9,7 +9,7 @@ adjacency: their privacy losses are normal and add up (Dong, Roth & Su 2022, cor
 (Balle & Wang 2018, arXiv 1805.06530, theorem 8). No discretisation, and microseconds where privacy loss distributions take seconds.
 
 >>> round(gaussian_epsilon(4.0, delta=1e-5), 4)
-0.9256
+0.9263
 """
 
 from __future__ import annotations

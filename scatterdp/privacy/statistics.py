@@ -102,6 +102,26 @@ def bounds_from_reference(reference: Tensor, source: str, *, shapes: Sequence[Sh
     )
 
 
+def bounds_from_norm(norm: float, num_channels: int, *, shapes: Sequence[Shape] | None = None) -> StatisticsBounds:
+    r"""Bounds from a public bound C of an example's features, for features whose extractor cannot see synthetic images.
+
+    With all scales 1, :math:`\lVert u_i\rVert \le \lVert x_i\rVert` and
+    :math:`\lVert w_i\rVert_2 \le \lVert w_i\rVert_1 \le \lVert x_i\rVert^2`: an example of norm at most C is clipped by neither bound.
+
+    Args:
+        norm: C > 0. It must be chosen without looking at the private features.
+        num_channels: ΣK.
+        shapes: as in :class:`StatisticsBounds`.
+    """
+    return StatisticsBounds(
+        scale=torch.ones(num_channels, dtype=torch.float64),
+        mean_bound=norm,
+        square_bound=norm**2,
+        source=f"feature_clip_norm={norm:g}, given as a public number",
+        shapes=None if shapes is None else tuple(shapes),
+    )
+
+
 def statistics_event(noise_multiplier: float) -> dp_accounting.DpEvent:
     """The event of one :func:`release_channel_statistics`, known before it happens."""
     return dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(noise_multiplier), len(RELEASES))

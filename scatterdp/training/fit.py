@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from scatterdp.cache import FeatureCache
+from scatterdp.cache import Features
 from scatterdp.engines import ENGINES, check_by_example
 from scatterdp.errors import UserError
 from scatterdp.extractors.base import Extractor
@@ -22,7 +22,7 @@ from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.checkpoint import Checkpoint
 from scatterdp.training.evaluation import evaluate
 from scatterdp.training.loop import TrainingState, train
-from scatterdp.training.normalization import release_normalizer, restore_normalizer
+from scatterdp.training.normalization import PublicStatistics, release_normalizer, restore_normalizer
 from scatterdp.training.plan import TrainingPlan
 from scatterdp.training.preconditioning import folded, synthetic_precondition
 from scatterdp.training.result import FitResult, certify
@@ -33,7 +33,7 @@ _PATIENCE = 5  # epochs without a better test accuracy
 
 
 def fit(
-    features: FeatureCache,
+    features: Features,
     plan: TrainingPlan,
     *,
     extractor: Extractor,
@@ -43,6 +43,8 @@ def fit(
     augmented_images: np.ndarray | None = None,
     published_data: bool = False,
     train_metrics: bool = False,
+    statistics: PublicStatistics | None = None,
+    assumptions: Sequence[str] = (),
     resume: Checkpoint | None = None,
     on_metrics: Callable[[dict[str, Any]], None] = lambda row: None,
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
@@ -61,6 +63,8 @@ def fit(
             the cached training features.
         published_data: the data set is public: the certificate may name its digest.
         train_metrics: also compute loss and accuracy on the private data; outside the guarantee.
+        statistics: means and variances that the user says are public, for a plan with ``input_norm="given"``.
+        assumptions: further sentences for the certificate: what the guarantee takes for granted about ``features``.
         resume: continue from here; its key replaces ``key``.
         on_metrics: called with each epoch's row.
         on_checkpoint: called with a checkpoint once the statistics are released and then every few seconds.
@@ -69,7 +73,12 @@ def fit(
         UserError: plan, extractor or checkpoint do not belong to these features; features that are not finite.
     """
     here = context(
-        features, plan, augmented=augmented_images is not None, physical_batch_size=physical_batch_size, device=device
+        features,
+        plan,
+        augmented=augmented_images is not None,
+        physical_batch_size=physical_batch_size,
+        device=device,
+        statistics=statistics,
     )
     _check_belonging(features, plan, extractor, augmented_images)
     if resume is not None and resume.context != here:
@@ -80,7 +89,7 @@ def fit(
     begin = time.monotonic() - (resume.seconds if resume else 0.0)
     if resume is None:
         key = (key or RandomKey.from_system()).bound_to(here)
-        normalizer, entries = release_normalizer(features, plan, extractor=extractor, key=key)
+        normalizer, entries = release_normalizer(features, plan, extractor=extractor, key=key, statistics=statistics)
         if plan.precondition:
             scale = synthetic_precondition(
                 extractor,
@@ -190,13 +199,14 @@ def fit(
             published_data=published_data,
             augmented=augmented_images is not None,
             not_private=["train_accuracy_not_private", "train_loss_not_private"] if train_metrics else [],
+            assumptions=[*assumptions, *_assumed(plan, statistics)],
         ),
         metrics=metrics,
         seconds=time.monotonic() - begin,
     )
 
 
-def _restored(features: FeatureCache, plan: TrainingPlan, state: dict[str, Any]) -> nn.Module:
+def _restored(features: Features, plan: TrainingPlan, state: dict[str, Any]) -> nn.Module:
     """The normaliser whose state dict was saved, with its preconditioner."""
     if not plan.precondition:
         return restore_normalizer(features, plan, state)
@@ -205,7 +215,7 @@ def _restored(features: FeatureCache, plan: TrainingPlan, state: dict[str, Any])
 
 
 def _check_belonging(
-    features: FeatureCache, plan: TrainingPlan, extractor: Extractor, augmented_images: np.ndarray | None
+    features: Features, plan: TrainingPlan, extractor: Extractor, augmented_images: np.ndarray | None
 ) -> None:
     if plan.num_examples != features.num_rows("train"):
         raise UserError(
@@ -223,17 +233,34 @@ def _check_belonging(
 
 
 def context(
-    features: FeatureCache,
+    features: Features,
     plan: TrainingPlan,
     *,
     augmented: bool,
     physical_batch_size: int,
     device: torch.device | str,
+    statistics: PublicStatistics | None = None,
 ) -> str:
     """Everything that decides a run's numbers beside its key, rounding included."""
     versions = {name: version(name) for name in ("scatterdp", "torch", "numpy", "scipy")}
     data = (features.dataset_fingerprint, features.extractor_fingerprint, features.dtype)
-    return repr((data, plan, augmented, physical_batch_size, str(device), versions))
+    given = () if statistics is None else (statistics.digest(),)
+    return repr((data, plan, augmented, physical_batch_size, str(device), versions, *given))
+
+
+def _assumed(plan: TrainingPlan, statistics: PublicStatistics | None) -> list[str]:
+    """What a plan takes on somebody's word."""
+    if plan.input_norm == "given" and statistics is not None:
+        return [
+            f"The normalisation statistics ({statistics.source}) were given and are claimed to be public. If they were computed from "
+            "private data, what that cost is not covered."
+        ]
+    if plan.input_norm == "BN" and plan.feature_clip_norm is not None:
+        return [
+            f"feature_clip_norm={plan.feature_clip_norm:g} was given as a public number. If it was chosen by looking at private features, "
+            "that is not covered."
+        ]
+    return []
 
 
 def _has_stalled(accuracies: list[float]) -> bool:

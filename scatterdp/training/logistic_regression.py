@@ -13,7 +13,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from scatterdp.cache import FeatureCache
+from scatterdp.cache import Features
 from scatterdp.extractors.base import Extractor
 from scatterdp.heads import Head, linear_head
 from scatterdp.privacy.ledger import Ledger, LedgerEntry
@@ -28,7 +28,7 @@ _ITERATIONS = 100
 
 
 def fit_logistic_regression(
-    features: FeatureCache,
+    features: Features,
     plan: TrainingPlan,
     *,
     extractor: Extractor,

@@ -2,28 +2,82 @@
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from scatterdp.cache import FeatureCache
-from scatterdp.errors import ConfigError
+from scatterdp.cache import Features
+from scatterdp.errors import ConfigError, UserError
 from scatterdp.extractors.base import Block, Extractor, blocks_of
 from scatterdp.extractors.reference import DESCRIPTION, reference_features
 from scatterdp.heads import Standardize, group_normalizer
 from scatterdp.privacy.ledger import LedgerEntry
 from scatterdp.privacy.randomness import RandomKey
-from scatterdp.privacy.statistics import ChannelStatistics, bounds_from_reference, release_channel_statistics
+from scatterdp.privacy.statistics import (
+    ChannelStatistics,
+    StatisticsBounds,
+    bounds_from_norm,
+    bounds_from_reference,
+    release_channel_statistics,
+)
 from scatterdp.training.plan import TrainingPlan
 
 _BLOCK = 512
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PublicStatistics:
+    """Channel means and variances that someone says are public: the ledger has no entry for them.
+
+    Args:
+        mean, variance: ``(K,)``.
+        source: where they came from, for the certificate.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    source: str
+
+    #: Added to the variance, as in batch normalisation and in the published code.
+    EPS: ClassVar[float] = 1e-5
+
+    def normalizer(self, num_channels: int) -> Standardize:
+        """``(x - mean) / sqrt(variance + 1e-5)``.
+
+        Raises:
+            UserError: not one finite mean and one variance ≥ 0 a channel.
+        """
+        for name, values in (("mean", self.mean), ("variance", self.variance)):
+            if tuple(values.shape) != (num_channels,):
+                raise UserError(f"{self.source}: {name} of shape {tuple(values.shape)}, expected ({num_channels},)")
+            if not values.isfinite().all() or (name == "variance" and (values < 0).any()):
+                raise UserError(f"{self.source}: the {name} is negative, NaN or infinite in places; expected numbers")
+        return Standardize(self.mean, (self.variance.double() + self.EPS).rsqrt())
+
+    def digest(self) -> str:
+        """SHA-256 of the numbers."""
+        return hashlib.sha256(b"".join(t.double().numpy().tobytes() for t in (self.mean, self.variance))).hexdigest()
+
+
 def release_normalizer(
-    features: FeatureCache, plan: TrainingPlan, *, extractor: Extractor, key: RandomKey
+    features: Features,
+    plan: TrainingPlan,
+    *,
+    extractor: Extractor,
+    key: RandomKey,
+    statistics: PublicStatistics | None = None,
 ) -> tuple[nn.Module, list[LedgerEntry]]:
     """The plan's normaliser and what it cost: one entry for ``BN``, none for the others.
+
+    Args:
+        features: of which statistics are released.
+        plan: says which normaliser.
+        extractor: pushes synthetic images through, unless the plan has a bound.
+        key: the run's.
+        statistics: for ``given``.
 
     Raises:
         UserError: features that are not finite.
@@ -31,20 +85,29 @@ def release_normalizer(
     """
     check_normalizer(plan, extractor)
     blocks = blocks_of(extractor)
+    if plan.input_norm == "given":
+        if statistics is None:
+            raise ConfigError("input_norm=given: needs statistics; give them, or --input_norm=BN for a private release")
+        return statistics.normalizer(features.output_shape[0]), []
     if plan.input_norm != "BN":
         return _free_normalizer(features, plan), []
-    statistics, entry = release_channel_statistics(
+    released, entry = release_channel_statistics(
         (torch.from_numpy(block) for _, block in features.iter_rows("train", _BLOCK)),
         num_examples=features.num_rows("train"),
-        bounds=bounds_from_reference(
-            reference_features(extractor), DESCRIPTION, shapes=[block.shape for block in blocks]
-        ),
+        bounds=_bounds(plan, extractor, blocks),
         noise_multiplier=plan.bn_noise_multiplier,
         key=key,
     )
     if len(blocks) == 1 and blocks[0].scale == 1 and blocks[0].shape == extractor.output_shape:
-        return Standardize.from_statistics(statistics), [entry]
-    return _standardize_blocks(statistics, blocks), [entry]
+        return Standardize.from_statistics(released), [entry]
+    return _standardize_blocks(released, blocks), [entry]
+
+
+def _bounds(plan: TrainingPlan, extractor: Extractor, blocks: tuple[Block, ...]) -> StatisticsBounds:
+    shapes = [block.shape for block in blocks]
+    if plan.feature_clip_norm is not None:
+        return bounds_from_norm(plan.feature_clip_norm, sum(channels for channels, _, _ in shapes), shapes=shapes)
+    return bounds_from_reference(reference_features(extractor), DESCRIPTION, shapes=shapes)
 
 
 def check_normalizer(plan: TrainingPlan, extractor: Extractor) -> None:
@@ -73,14 +136,14 @@ def _standardize_blocks(statistics: ChannelStatistics, blocks: tuple[Block, ...]
     )
 
 
-def restore_normalizer(features: FeatureCache, plan: TrainingPlan, state: dict[str, Any]) -> nn.Module:
+def restore_normalizer(features: Features, plan: TrainingPlan, state: dict[str, Any]) -> nn.Module:
     """The normaliser whose state dict was saved: nothing is released again."""
-    if plan.input_norm == "BN":
+    if plan.input_norm in ("BN", "given"):
         return Standardize(state["mean"], state["scale"])
     return _free_normalizer(features, plan)
 
 
-def _free_normalizer(features: FeatureCache, plan: TrainingPlan) -> nn.Module:
+def _free_normalizer(features: Features, plan: TrainingPlan) -> nn.Module:
     if plan.input_norm == "GroupNorm":
         return group_normalizer(features.output_shape[0], plan.num_groups)
     return nn.Identity()

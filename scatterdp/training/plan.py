@@ -17,14 +17,14 @@ from typing import Any, Literal
 
 import dp_accounting
 
-from scatterdp.config import DEFAULT_TARGET_EPSILON, BaselinesConfig, CnnsConfig, Schedule
+from scatterdp.config import DEFAULT_TARGET_EPSILON, BaselinesConfig, CnnsConfig, Schedule, TrainingConfig
 from scatterdp.engines.clipping import Clipping
 from scatterdp.errors import ConfigError
 from scatterdp.privacy.accounting import Accountant, epsilon_of
 from scatterdp.privacy.calibration import calibrate_noise_multiplier, calibrate_steps
 from scatterdp.privacy.sampling import BatchSelection, Sampling, make_selection
 from scatterdp.privacy.statistics import statistics_event
-from scatterdp.recipes import recipe_of
+from scatterdp.recipes import Recipe, recipe_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +39,10 @@ class TrainingPlan:
         max_grad_norm: per-example gradient bound.
         noise_multiplier: σ of each step; None until :meth:`calibrated`.
         sampling: ``"poisson"`` or ``"shuffle"``.
-        input_norm: ``"BN"`` releases statistics, ``"GroupNorm"`` and ``"none"`` do not.
+        input_norm: ``"BN"`` releases statistics, ``"GroupNorm"``, ``"none"`` and ``"given"`` (public statistics) do not.
         num_groups: of GroupNorm.
         bn_noise_multiplier: σ of each statistics release.
+        feature_clip_norm: public L2 bound of an example's features, which bounds the statistics; None: from synthetic images.
         delta: δ of the guarantee.
         accountant: which ε counts.
         max_steps: an upper limit on the steps, from a cap on ε; None for none.
@@ -70,9 +71,10 @@ class TrainingPlan:
     max_grad_norm: float = 0.1
     noise_multiplier: float | None = None
     sampling: Sampling = "poisson"
-    input_norm: Literal["BN", "GroupNorm", "none"] = "GroupNorm"
+    input_norm: Literal["BN", "GroupNorm", "none", "given"] = "GroupNorm"
     num_groups: int = 27
     bn_noise_multiplier: float = 8.0
+    feature_clip_norm: float | None = None
     delta: float = 1e-5
     accountant: Accountant = "pld"
     max_steps: int | None = None
@@ -102,6 +104,10 @@ class TrainingPlan:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name}={value}: expected a finite number ≥ 0")
+        if self.feature_clip_norm is not None and not (
+            math.isfinite(self.feature_clip_norm) and self.feature_clip_norm > 0
+        ):
+            raise ConfigError(f"feature_clip_norm={self.feature_clip_norm}: expected a finite number > 0")
         if self.max_grad_norm == 0:
             raise ConfigError("max_grad_norm=0: expected a number > 0")
         if not 0 < self.delta < 1:
@@ -185,11 +191,18 @@ class TrainingPlan:
         return dataclasses.replace(self, max_steps=steps)
 
 
-def _network(config: BaselinesConfig) -> dict[str, Any]:
-    """What a config says of the network and how it is trained."""
-    if not isinstance(config, CnnsConfig):
+def _beyond_the_common(config: TrainingConfig, recipe: Recipe) -> dict[str, Any]:
+    """What a config says of preconditioning, the network and how it is trained."""
+    if not isinstance(config, BaselinesConfig):
         return {}
-    return {
+    precondition = recipe.precondition if config.precondition is None else config.precondition
+    said: dict[str, Any] = {
+        "precondition": 0 if config.optim == "LR" else precondition,
+        "precondition_power": config.precondition_power,
+    }
+    if not isinstance(config, CnnsConfig):
+        return said
+    return said | {
         "head": config.head,
         "engine": config.engine,
         "clipping": config.clipping,
@@ -199,19 +212,37 @@ def _network(config: BaselinesConfig) -> dict[str, Any]:
 
 
 def plan_from_config(config: BaselinesConfig, *, dataset_name: str, num_examples: int) -> TrainingPlan:
+    """:func:`plan_from_recipe` with the data set's recipe."""
+    return plan_from_recipe(config, recipe_of(config, dataset_name, num_examples), num_examples=num_examples)
+
+
+def plan_from_recipe(
+    config: TrainingConfig,
+    recipe: Recipe,
+    *,
+    num_examples: int,
+    public_statistics: bool = False,
+    feature_clip_norm: float | None = None,
+) -> TrainingPlan:
     """Resolve flags and recipe into a plan whose noise multiplier is known (not for optim=LR, which needs none).
+
+    Args:
+        config: the flags.
+        recipe: fills what they leave out.
+        num_examples: N.
+        public_statistics: statistics are given, and serve when the flags name no other normalisation.
+        feature_clip_norm: as in :class:`TrainingPlan`.
 
     Raises:
         ConfigError: flags that do not fit the data set or each other.
         BudgetError: the budget cannot be met.
     """
-    recipe = recipe_of(config, dataset_name, num_examples)
 
     def given(name: str):
         value = getattr(config, name)
         return getattr(recipe, name) if value is None else value
 
-    input_norm = given("input_norm")
+    input_norm = "given" if public_statistics and config.input_norm is None else given("input_norm")
     input_norm = "GroupNorm" if input_norm == "GN" else input_norm
     for name, owner in (("bn_noise_multiplier", "BN"), ("num_groups", "GroupNorm")):
         if getattr(config, name) is not None and input_norm != owner:
@@ -228,8 +259,6 @@ def plan_from_config(config: BaselinesConfig, *, dataset_name: str, num_examples
         momentum=given("momentum"),
         nesterov=config.nesterov,
         schedule=given("schedule"),
-        precondition=0 if config.optim == "LR" else given("precondition"),
-        precondition_power=config.precondition_power,
         max_grad_norm=given("max_grad_norm"),
         noise_multiplier=config.noise_multiplier,
         sampling=config.sampling,
@@ -238,7 +267,8 @@ def plan_from_config(config: BaselinesConfig, *, dataset_name: str, num_examples
         bn_noise_multiplier=given("bn_noise_multiplier"),
         delta=config.target_delta,
         accountant=config.accountant,
-        **_network(config),
+        feature_clip_norm=feature_clip_norm,
+        **_beyond_the_common(config, recipe),
     )
     if config.optim == "LR":
         for name in ("noise_multiplier", "target_epsilon", "max_epsilon"):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from scatterdp.cache import FeatureCache
+from scatterdp.cache import Features
 from scatterdp.heads import Head
 from scatterdp.privacy.certificate import make_certificate
 from scatterdp.privacy.commitment import commitment, commitment_key
@@ -41,7 +42,7 @@ class FitResult:
 
 
 def certify(
-    features: FeatureCache,
+    features: Features,
     plan: TrainingPlan,
     ledger: Ledger,
     *,
@@ -50,12 +51,14 @@ def certify(
     augmented: bool,
     not_private: list[str],
     sampler: dict[str, Any] | None = None,
+    assumptions: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The certificate of a run on cached features.
 
     Args:
         published_data: the data set is public, so its fingerprint may be named; otherwise a commitment is.
         sampler: in words, when it is not the plan's.
+        assumptions: see :func:`scatterdp.privacy.certificate.make_certificate`.
     """
     data: dict[str, Any] = {
         "name": features.dataset_name,
@@ -90,4 +93,5 @@ def certify(
             "augmented": augmented,
         },
         not_private=["test_accuracy", "test_accuracy_ema", "seconds", "peak_memory_bytes", *not_private],
+        assumptions=assumptions,
     )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scatterdp.cache import FeatureCache, Split
+from scatterdp.cache import Features, Split
 from scatterdp.datasets.images import to_channels_first_float
 from scatterdp.errors import UserError
 from scatterdp.extractors.base import Extractor
@@ -75,7 +75,7 @@ class FeatureRows:
 
 
 def load_rows(
-    features: FeatureCache,
+    features: Features,
     split: Split,
     normalizer: nn.Module,
     *,

@@ -2,6 +2,7 @@ import base64
 import json
 import platform
 import re
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -9,7 +10,7 @@ import dp_accounting
 import pytest
 
 from scatterdp.privacy.accounting import ACCOUNTANTS, ADJACENCY, Accountant, epsilon_of
-from scatterdp.privacy.certificate import make_certificate
+from scatterdp.privacy.certificate import make_certificate, with_publication
 from scatterdp.privacy.ledger import Ledger, LedgerEntry
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.privacy.sampling import BatchSelection, make_selection
@@ -26,6 +27,7 @@ def certificate(
     accountant: Accountant = "pld",
     delta: float = 1e-5,
     selection: BatchSelection = POISSON,
+    assumptions: Sequence[str] = (),
 ) -> dict[str, Any]:
     return make_certificate(
         ledger,
@@ -37,6 +39,7 @@ def certificate(
         data={"name": "digits", "num_train": 1000, "commitment": "c0ffee"},
         features={"extractor": "scatternet", "fingerprint": "f00d"},
         not_private=["test_accuracy", "seconds"],
+        assumptions=assumptions,
     )
 
 
@@ -166,3 +169,26 @@ def test_nothing_released():
     found = certificate(Ledger())
     assert found["epsilon"] == 0.0
     assert found["private"] is True
+
+
+def test_what_is_published_beside_the_model():
+    found = certificate(run_ledger())
+    more = with_publication(found, data_name="patients", not_private=["test_accuracy", "peak_memory_bytes"])
+    assert more["data"] == {"name": "patients", "num_train": 1000, "commitment": "c0ffee"}
+    assert more["not_private"] == ["test_accuracy", "seconds", "peak_memory_bytes"]
+    assert more["statement"].startswith(found["statement"].partition(" Not covered: ")[0])
+    assert "Not covered: test_accuracy, seconds, peak_memory_bytes." in more["statement"]
+    same = ("data", "not_private", "statement")
+    assert {name: value for name, value in more.items() if name not in same} == {
+        name: value for name, value in found.items() if name not in same
+    }
+    assert found["not_private"] == ["test_accuracy", "seconds"]
+
+
+def test_what_is_taken_on_somebodys_word_is_in_the_statement_and_among_the_limits():
+    told = "The statistics were given."
+    found = certificate(run_ledger(), assumptions=[told])
+    plain = certificate(run_ledger())
+    assert told in found["statement"]
+    assert found["limits"] == [told, *plain["limits"]]
+    assert found["epsilon"] == plain["epsilon"]

@@ -13,6 +13,7 @@ from scatterdp.privacy.accounting import epsilon_of
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.privacy.statistics import (
     StatisticsBounds,
+    bounds_from_norm,
     bounds_from_reference,
     clip_rows,
     release_channel_statistics,
@@ -368,3 +369,27 @@ class TestBlocks:
         plain = bounds_from_reference(features, "")
         assert torch.equal(named.scale, plain.scale)
         assert (named.mean_bound, named.square_bound) == (plain.mean_bound, plain.square_bound)
+
+
+class TestBoundsFromNorm:
+    def test_an_example_of_that_norm_is_not_clipped(self):
+        bounds = bounds_from_norm(3.0, 4)
+        torch.manual_seed(0)
+        for x in (torch.randn(1, 4, 2, 2), torch.eye(4)[:1, :, None, None], torch.ones(1, 4, 1, 1)):
+            x = 3 * x / x.norm()
+            statistics, _ = release_channel_statistics(
+                [x], num_examples=1, bounds=bounds, noise_multiplier=0.0, key=RandomKey.from_seed(0)
+            )
+            torch.testing.assert_close(statistics.mean, x.double().mean((0, 2, 3)))
+
+    def test_a_longer_one_is_brought_down_to_it(self):
+        x = torch.tensor([30.0, 40.0]).view(1, 2, 1, 1)
+        statistics, entry = release_channel_statistics(
+            [x], num_examples=1, bounds=bounds_from_norm(5.0, 2), noise_multiplier=0.0, key=RandomKey.from_seed(0)
+        )
+        torch.testing.assert_close(statistics.mean, torch.tensor([3.0, 4.0], dtype=torch.float64))
+        assert entry.details["feature_clip_norm"] == [5.0, 25.0]
+        assert entry.details["bound_source"] == "feature_clip_norm=5, given as a public number"
+
+    def test_blocks_share_it(self):
+        assert bounds_from_norm(1.0, 5, shapes=[(2, 2, 2), (3, 1, 1)]).shapes == ((2, 2, 2), (3, 1, 1))

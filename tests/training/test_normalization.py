@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import dp_accounting
 import pytest
 import torch
 from torch import nn
 
 from scatterdp.cache import FeatureCache, extract_features
-from scatterdp.errors import ConfigError
+from scatterdp.errors import ConfigError, UserError
 from scatterdp.extractors import make_extractor
 from scatterdp.extractors.base import Extractor
 from scatterdp.extractors.reference import DESCRIPTION, reference_features
@@ -17,7 +19,7 @@ from scatterdp.heads import Standardize
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.privacy.statistics import bounds_from_reference, release_channel_statistics, statistics_event
 from scatterdp.training import normalization
-from scatterdp.training.normalization import release_normalizer, restore_normalizer
+from scatterdp.training.normalization import PublicStatistics, release_normalizer, restore_normalizer
 from scatterdp.training.plan import TrainingPlan
 
 KEY = RandomKey.from_seed(0)
@@ -127,3 +129,58 @@ class TestBlocks:
     def test_scales_need_released_statistics(self, features, extractor):
         with pytest.raises(ConfigError, match=r"input_norm=none: blocks are scaled by released statistics"):
             release_normalizer(features, make_plan(input_norm="none"), extractor=extractor, key=KEY)
+
+
+class TestGivenStatistics:
+    STATISTICS = PublicStatistics(mean=torch.arange(6.0), variance=torch.arange(6.0), source="two files")
+
+    def test_standardise_and_release_nothing(self, small_features: FeatureCache, small_extractor: Extractor):
+        plan = make_plan(input_norm="given")
+        normalizer, entries = release_normalizer(
+            small_features, plan, extractor=small_extractor, key=KEY, statistics=self.STATISTICS
+        )
+        assert entries == []
+        assert plan.prior == dp_accounting.NoOpDpEvent()
+        x = torch.rand(4, 6, 2, 2)
+        expected = torch.nn.functional.batch_norm(x, self.STATISTICS.mean, self.STATISTICS.variance, eps=1e-5)
+        torch.testing.assert_close(normalizer(x), expected, rtol=1e-5, atol=1e-5)
+        restored = restore_normalizer(small_features, plan, normalizer.state_dict())
+        assert torch.equal(restored(x), normalizer(x))
+
+    def test_are_not_made_up(self, small_features: FeatureCache, small_extractor: Extractor):
+        with pytest.raises(ConfigError, match="input_norm=given: needs statistics"):
+            release_normalizer(small_features, make_plan(input_norm="given"), extractor=small_extractor, key=KEY)
+
+    @pytest.mark.parametrize(
+        ("changed", "message"),
+        [
+            ({"mean": torch.zeros(5)}, r"two files: mean of shape \(5,\), expected \(6,\)"),
+            ({"variance": torch.tensor([1.0, -1, 1, 1, 1, 1])}, "two files: the variance is negative"),
+            ({"mean": torch.full((6,), torch.inf)}, "two files: the mean is negative, NaN or infinite"),
+        ],
+    )
+    def test_are_numbers_of_the_channels(self, changed, message):
+        with pytest.raises(UserError, match=message):
+            dataclasses.replace(self.STATISTICS, **changed).normalizer(6)
+
+    def test_are_named_by_their_digest(self):
+        assert dataclasses.replace(self.STATISTICS, source="elsewhere").digest() == self.STATISTICS.digest()
+        assert dataclasses.replace(self.STATISTICS, mean=torch.zeros(6)).digest() != self.STATISTICS.digest()
+        assert dataclasses.replace(self.STATISTICS, variance=torch.ones(6)).digest() != self.STATISTICS.digest()
+
+
+def test_a_public_norm_bounds_the_release_in_place_of_synthetic_images(
+    small_features: FeatureCache, small_extractor: Extractor, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delattr(normalization, "reference_features")
+    plan = make_plan(input_norm="BN", bn_noise_multiplier=0.0, feature_clip_norm=100.0)
+    normalizer, (entry,) = release_normalizer(small_features, plan, extractor=small_extractor, key=KEY)
+    assert entry.details["feature_clip_norm"] == [100.0, 10_000.0]
+    x = torch.cat([torch.from_numpy(block) for _, block in small_features.iter_rows("train", 60)])
+    torch.testing.assert_close(normalizer.mean, x.mean((0, 2, 3)))  # nothing is that long, so nothing is clipped
+
+
+@pytest.mark.parametrize("norm", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_public_norm_is_a_number_above_0(norm):
+    with pytest.raises(ConfigError, match=r"feature_clip_norm=.*expected a finite number > 0"):
+        make_plan(input_norm="BN", feature_clip_norm=norm)

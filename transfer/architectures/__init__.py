@@ -1,0 +1,1 @@
+"""Networks of published checkpoints, rebuilt; each knows how the published files name its tensors."""
