@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
@@ -68,3 +69,8 @@ def steps_of(estimator: Any) -> list[tuple[str, Any]]:
 def learns_nothing(step: Any) -> bool:
     """Whether fitting it reads no data."""
     return step is None or step == "passthrough" or not get_tags(step).requires_fit
+
+
+def fresh(estimator: Any) -> Any:
+    """The same parameters, not fitted."""
+    return clone(estimator)

@@ -15,13 +15,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
+from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin
 from sklearn.model_selection import ParameterGrid
 from sklearn.utils.validation import check_is_fitted
 
 from scatterdp.errors import ConfigError
 from scatterdp.estimators import inputs
 from scatterdp.estimators.classifier import DPClassifier
+from scatterdp.estimators.composition import fresh
 from scatterdp.estimators.tuning import NoisyAccuracy
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class DPRandomSearch(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         estimator: a :class:`DPClassifier`; its budget, classes and ``random_state`` are set by the search.
         candidates: parameter → values; every combination is as likely in each trial.
         epsilon, delta: the budget of the whole search.
-        mean_trials: the mean of the number of trials, > 1. What it costs grows with its logarithm.
+        mean_trials: the mean of the number of trials, at least 1.01. What it costs grows with its logarithm.
         shape: of that number's distribution: 1 is geometric, 0 logarithmic.
         validation_share: of the examples, for scores.
         accountant: ``"rdp"`` and ``"pld"`` say the same here.
@@ -118,7 +119,7 @@ class DPRandomSearch(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
             raise ConfigError(
                 "shape=inf: a Poisson number of trials may be 0, which leaves no classifier; give a finite one"
             )
-        rows = _clone(self.estimator)._checked(X, reset=True)
+        rows = fresh(self.estimator)._checked(X, reset=True)
         labels = inputs.check_labels(rows, y)
         classes, _ = inputs.class_numbers(labels, self.classes)
         key = inputs.random_key(self.random_state).bound_to("random search")
@@ -140,7 +141,7 @@ class DPRandomSearch(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         for trial in range(trials.draw(key)):
             chosen = int(generator.integers(len(grid)))
             seed = None if self.random_state is None else int(key.words("trial", counter=trial, count=1)[0])
-            classifier = _clone(makings[chosen]).set_params(random_state=seed).fit(x_train, y_train)
+            classifier = fresh(makings[chosen]).set_params(random_state=seed).fit(x_train, y_train)
             score = NoisyAccuracy(noise_multiplier=sigma, random_state=seed)(classifier, x_kept, y_kept)
             if best is None or score > best[0]:
                 best = score, chosen, classifier
@@ -194,7 +195,7 @@ class DPRandomSearch(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
 
     def _candidate(self, params: dict[str, Any], epsilon: float, classes: np.ndarray) -> DPClassifier:
         budget = {"epsilon": epsilon, "delta": self.delta, "accountant": "pld", "classes": classes}
-        return _clone(self.estimator).set_params(**params, **budget)
+        return fresh(self.estimator).set_params(**params, **budget)
 
     def _split(self, count: int, key: RandomKey) -> tuple[np.ndarray, np.ndarray]:
         """Positions for fits and for scores, each ascending: a function of N and the key."""
@@ -203,12 +204,6 @@ class DPRandomSearch(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         order = key.generator("validation").permutation(count)
         kept = min(count - 1, max(1, round(self.validation_share * count)))
         return np.sort(order[kept:]), np.sort(order[:kept])
-
-
-def _clone(classifier: DPClassifier) -> DPClassifier:
-    """The same parameters, not fitted."""
-    copy: Any = clone(classifier)
-    return copy
 
 
 def _check_gaussian(

@@ -41,7 +41,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from scatterdp.errors import ConfigError, UserError
 from scatterdp.estimators import inputs
-from scatterdp.estimators.composition import learns_nothing, parts_of, steps_of
+from scatterdp.estimators.composition import fresh, learns_nothing, parts_of, steps_of
 
 if TYPE_CHECKING:
     from scatterdp.privacy.accounting import Accountant
@@ -173,7 +173,7 @@ class _Folds:
     def _patterns(self) -> Iterable[tuple[Counter[int], int]]:
         """For each kind of example: the sizes of the training sets that it is in, with how often, and how many times it is scored."""
         splits, count = self.search.n_splits_, self.num_examples
-        cv = check_cv(self.search.cv)
+        cv: Any = _splitter(self.search)
         if not _by_position(self.search):
             size = count - -(-count // splits)  # of k even folds; not exact, and never claimed as private
             return [(Counter({size: splits}), splits)]
@@ -216,7 +216,7 @@ class _Folds:
         from scatterdp.privacy.ledger import LedgerEntry
 
         if (number, size) not in self._planned:
-            estimator: Any = clone(self.search.estimator).set_params(
+            estimator = fresh(self.search.estimator).set_params(
                 **clone_values(self.search.cv_results_["params"][number])
             )
             self._planned[number, size] = [
@@ -251,8 +251,11 @@ def _noisy_scorers(search: Any) -> list[NoisyAccuracy]:
 def _by_position(search: Any) -> bool:
     if search.cv is None or isinstance(search.cv, int):  # scikit-learn then stratifies a classifier's folds
         return False
-    cv = check_cv(search.cv)
-    return type(cv) in BY_POSITION or not hasattr(search.cv, "split")  # given as lists of positions
+    return type(_splitter(search)) in BY_POSITION or not hasattr(search.cv, "split")  # given as lists of positions
+
+
+def _splitter(search: Any) -> Any:
+    return check_cv(search.cv)
 
 
 def _repeats_itself(cv: Any) -> bool:

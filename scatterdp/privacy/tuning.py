@@ -36,7 +36,7 @@ from scipy.optimize import brentq
 from scatterdp.errors import ConfigError
 from scatterdp.privacy.randomness import RandomKey
 
-_MOST = 10_000  # means beyond are no search that anyone runs
+_LEAST, _MOST = 1.01, 10_000  # means of searches that anyone runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class NumberOfTrials:
     """The distribution of K.
 
     Args:
-        mean: :math:`\\mathbb E K` > 1.
+        mean: :math:`\\mathbb E K`, 1.01 to 10000.
         shape: η of the truncated negative binomial (K ≥ 1): 1 is geometric, 0 logarithmic, fewer than 0 are heavier-tailed still and not served. ``inf``: Poisson,
             which may be 0.
 
@@ -56,8 +56,8 @@ class NumberOfTrials:
     shape: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 1 < self.mean <= _MOST:
-            raise ConfigError(f"mean={self.mean}: expected a mean number of trials above 1, at most {_MOST}")
+        if not _LEAST <= self.mean <= _MOST:
+            raise ConfigError(f"mean={self.mean}: expected a mean number of trials of {_LEAST} to {_MOST}")
         if not self.shape >= 0:
             raise ConfigError(f"shape={self.shape}: expected a number ≥ 0, or inf for Poisson")
 
@@ -70,9 +70,7 @@ class NumberOfTrials:
         """γ of the truncated negative binomial whose mean is the one that was asked for, or a little less."""
         if math.isinf(self.shape):
             raise ValueError("shape=inf: a Poisson distribution has no gamma")
-        root = float(
-            brentq(lambda g: math.log(_mean_of(math.exp(g), self.shape) / self.mean), -60.0, -1e-9, xtol=1e-14)
-        )
+        root: Any = brentq(lambda g: math.log(_mean_of(math.exp(g), self.shape) / self.mean), -60.0, -1e-9, xtol=1e-14)
         gamma = math.exp(root)
         while _mean_of(gamma, self.shape) > self.mean:
             gamma *= 1 + 1e-12

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from scatterdp.errors import UserError
+from scatterdp.linear.method import gaussian_entry
+from scatterdp.privacy.accounting import ADJACENCY
 from scatterdp.privacy.certificate import make_certificate
 from scatterdp.privacy.checking import check_certificate
 from scatterdp.privacy.ledger import Ledger, LedgerEntry
@@ -176,3 +178,99 @@ def test_an_unknown_event(honest):
     values["ledger"][0]["event"]["type"] = "LaplaceDpEvent"
     with pytest.raises(UserError, match=r"is damaged.*LaplaceDpEvent"):
         check_certificate(values)
+
+
+@pytest.fixture(scope="module")
+def closed() -> dict[str, Any]:
+    ledger = Ledger(
+        [
+            gaussian_entry("mean of the features", 40.0, 1.0),
+            gaussian_entry("gradients", 9.0, 2**0.5, steps=3),
+        ]
+    )
+    values = make_certificate(
+        ledger,
+        delta=1e-5,
+        accountant="pld",
+        adjacency=ADJACENCY,
+        sampler={"kind": "none", "num_examples": 1000, "adjacency": ADJACENCY},
+        key="system",
+        data={"name": "arrays", "num_train": 1000},
+        features={"extractor": "given"},
+        not_private=[],
+    )
+    return json.loads(json.dumps(values))
+
+
+class TestClosedForms:
+    """Certificates of methods that draw no batches: every release is a sum with Gaussian noise."""
+
+    def test_what_the_code_writes_agrees_with_itself(self, closed):
+        assert check_certificate(closed).disagreements == []
+        assert "every model update" not in closed["statement"]
+        assert "Not covered" not in closed["statement"]
+
+    @pytest.mark.parametrize(
+        ("path", "value", "said"),
+        [
+            (
+                ("ledger", 0, "event", "noise_multiplier"),
+                80.0,
+                "the event of the mean of the features is not that of its noise",
+            ),
+            (
+                ("ledger", 0, "details", "noise_multiplier"),
+                80.0,
+                "the event of the mean of the features is not that of its noise",
+            ),
+            (("ledger", 1, "event", "count"), 1, "the event of the gradients is not that of its noise multiplier, 9.0"),
+            (("ledger", 1, "details", "steps"), 30, "the event of the gradients is not that of its noise multiplier"),
+            (("ledger", 1, "event", "event", "noise_multiplier"), 10.0, "the event of the gradients is not that of"),
+            (
+                ("ledger", 0, "details", "noise_standard_deviation"),
+                1.0,
+                "is not its noise multiplier times its sensitivity",
+            ),
+            (
+                ("ledger", 1, "details", "sensitivity"),
+                1.0,
+                "the noise of the gradients is not its noise multiplier times",
+            ),
+            (("sampler", "num_examples"), 10_000, "its sampler draws from 10000 examples, its data has 1000"),
+            (("data", "num_train"), 10_000, "its sampler draws from 1000 examples, its data has 10000"),
+            (("ledger", 1, "name"), "training", "is damaged"),
+        ],
+    )
+    def test_what_was_changed_is_found(self, closed, path, value, said):
+        values = copy.deepcopy(closed)
+        *way, last = path
+        target = values
+        for step in way:
+            target = target[step]
+        target[last] = value
+        try:
+            found = check_certificate(values).disagreements
+        except UserError as error:
+            found = [str(error)]
+        assert any(said in sentence for sentence in found)
+
+    def test_batches_need_a_sampler(self, honest):
+        values = copy.deepcopy(honest)
+        values["sampler"] = {"kind": "none", "num_examples": 1000, "adjacency": ADJACENCY}
+        found = check_certificate(values).disagreements
+        assert "its ledger has 1 entries named training, a sampler of kind none has none" in found
+
+    def test_a_sampler_needs_batches(self, closed, honest):
+        found = check_certificate({**closed, "sampler": honest["sampler"]}).disagreements
+        assert "its ledger has 0 entries named training, a run has one" in found
+
+    def test_of_several_fits_each_is_checked(self, honest):
+        values = copy.deepcopy(honest)
+        values["sampler"] = {"kind": "composed", "num_examples": 1000, "adjacency": ADJACENCY}
+        values["ledger"][1]["name"] = "second fit: training"
+        assert check_certificate(values).disagreements == []
+        values["ledger"][1]["event"]["count"] = 10
+        found = check_certificate(values).disagreements
+        assert "the event of its second fit: training is not that of its sampler and noise multiplier" in found
+        values["ledger"][1]["details"]["sampler"]["num_examples"] = 2000
+        assert any("draws from 2000 examples" in sentence for sentence in check_certificate(values).disagreements)

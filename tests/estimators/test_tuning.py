@@ -1,0 +1,151 @@
+"""What searches cost."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import dp_accounting
+import numpy as np
+import pytest
+from scipy.stats import norm
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, KFold, RandomizedSearchCV, ShuffleSplit, StratifiedKFold
+from sklearn.pipeline import Pipeline
+
+from scatterdp.errors import ConfigError, UserError
+from scatterdp.estimators import DPClassifier, DPStandardScaler, NoisyAccuracy, tuning_certificate
+from scatterdp.privacy.accounting import epsilon_of
+from scatterdp.privacy.checking import check_certificate
+from scatterdp.privacy.gaussian import gaussian_epsilon, inverse_square_sum
+from scatterdp.privacy.ledger import Ledger
+
+HEADS = ["class_means", "least_squares"]
+NOISY = NoisyAccuracy(noise_multiplier=5.0)
+
+
+def searched(blobs, estimator: Any = None, **arguments: Any) -> GridSearchCV:
+    settings = {"cv": KFold(3), "scoring": NOISY, **arguments}
+    estimator = estimator or DPClassifier(delta=1e-4, centre=False, random_state=0)
+    return GridSearchCV(estimator, {"head": HEADS}, **settings).fit(*blobs)
+
+
+def by_hand(search: GridSearchCV, *, fits: int, scores: int) -> float:
+    """ε of so many fits of each candidate, so many scores of each, and the last fit."""
+    squares = scores * len(HEADS) * 5.0**-2
+    for head in HEADS:
+        planned = DPClassifier(delta=1e-4, centre=False, head=head).planned_ledger(400, (6,), 3)  # type: ignore[arg-type]
+        squares += fits * (inverse_square_sum(Ledger(planned).event) or math.nan)
+    squares += (
+        inverse_square_sum(Ledger.from_json(search.best_estimator_.privacy_certificate_["ledger"]).event) or math.nan
+    )
+    return gaussian_epsilon(squares**-0.5, delta=1e-4)
+
+
+class TestGridSearch:
+    def test_fits_scores_and_the_last_fit_are_composed(self, blobs):
+        search = searched(blobs)
+        certificate = tuning_certificate(search)
+        assert certificate["private"] is True
+        assert certificate["epsilon"] == pytest.approx(by_hand(search, fits=2, scores=1), rel=1e-3)
+        assert certificate["model"]["fits"]["count"] == 7
+        assert check_certificate(json.loads(json.dumps(certificate))).disagreements == []
+
+    def test_without_a_partition_every_fold_may_have_the_example(self, blobs):
+        search = searched(blobs, cv=ShuffleSplit(3, test_size=200))
+        assert tuning_certificate(search)["epsilon"] == pytest.approx(by_hand(search, fits=3, scores=3), rel=1e-3)
+
+    def test_known_positions_are_counted_one_by_one(self, blobs):
+        # The first 100 examples are in every training set, the others in one of two.
+        folds = [(np.arange(0, 350), np.arange(350, 600)), (np.r_[0:100, 350:600], np.arange(100, 350))]
+        search = searched(blobs, cv=folds)
+        certificate = tuning_certificate(search)
+        assert certificate["epsilon"] == pytest.approx(by_hand(search, fits=2, scores=0), rel=1e-3)
+
+    def test_exact_scores_have_no_guarantee(self, blobs):
+        certificate = tuning_certificate(searched(blobs, scoring=None))
+        assert certificate["private"] is False
+        assert certificate["epsilon"] is None
+        alone = certificate["model"]["fits"]["epsilon"]
+        assert 3.0 < alone < tuning_certificate(searched(blobs))["epsilon"]
+        assert "NOT differentially private" in certificate["statement"]
+        assert "exact scores on private examples, and the choice by them" in certificate["statement"]
+        assert "7 fits of the search alone are together (ε = " in certificate["statement"]
+        assert check_certificate(json.loads(json.dumps(certificate))).disagreements == []
+
+    @pytest.mark.parametrize("cv", [3, StratifiedKFold(3)])
+    def test_stratified_folds_have_none(self, blobs, cv):
+        certificate = tuning_certificate(searched(blobs, cv=cv))
+        assert certificate["private"] is False
+        assert "folds that depend on the labels" in certificate["statement"]
+
+    def test_scores_on_training_sets_count(self, blobs):
+        plain, more = (tuning_certificate(searched(blobs, return_train_score=flag)) for flag in (False, True))
+        assert more["epsilon"] > plain["epsilon"]
+
+    def test_of_a_pipeline(self, blobs):
+        scaler = DPStandardScaler(epsilon=0.5, delta=1e-4, bounds=(-5, 5), random_state=0)
+        pipeline = Pipeline([("scale", scaler), ("classify", DPClassifier(delta=1e-4, random_state=0))])
+        search = GridSearchCV(pipeline, {"classify__head": HEADS}, cv=KFold(3), scoring=NOISY).fit(*blobs)
+        certificate = tuning_certificate(search)
+        scales = [e for e in Ledger.from_json(certificate["ledger"]).entries if "scale: " in e.name]
+        squares = sum(inverse_square_sum(entry.event) or math.nan for entry in scales)
+        assert squares == pytest.approx(5 * scaler._noise_multiplier() ** -2, rel=1e-9)
+        assert check_certificate(json.loads(json.dumps(certificate))).disagreements == []
+
+    def test_other_searches(self, blobs):
+        search = RandomizedSearchCV(
+            DPClassifier(delta=1e-4, random_state=0), {"epsilon": [0.5, 1.0]}, n_iter=2, cv=KFold(2), scoring=NOISY
+        ).fit(*blobs)
+        ledger = Ledger.from_json(tuning_certificate(search)["ledger"])
+        epsilons = [entry.name for entry in ledger.entries if "epsilon" in entry.name]
+        assert len(epsilons) == 2
+
+    def test_what_is_none(self, blobs):
+        with pytest.raises(UserError, match="refit=True"):
+            tuning_certificate(GridSearchCV(DPClassifier(delta=1e-4), {"head": HEADS}, cv=2, refit=False).fit(*blobs))
+        with pytest.raises(UserError, match="not differentially private"):
+            tuning_certificate(GridSearchCV(LogisticRegression(), {"C": [1.0]}, cv=2).fit(*blobs))
+        with pytest.raises(UserError, match="expected a fitted GridSearchCV"):
+            tuning_certificate(DPClassifier(delta=1e-4).fit(*blobs))
+
+
+class TestNoisyAccuracy:
+    class Right:
+        """Predicts what it is given."""
+
+        def predict(self, X: np.ndarray) -> np.ndarray:
+            return X
+
+    @pytest.mark.parametrize(("factor", "fits"), [(1.0, True), (2 / 3, False), (1.5, False)])
+    def test_its_noise_is_that_of_its_event(self, factor, fits):
+        y = np.arange(50) % 5
+        y_hat = np.where(np.arange(50) < 40, y, -1)
+        scores = np.array([NoisyAccuracy(noise_multiplier=4.0)(self.Right(), y_hat, y) for _ in range(500)])
+        deviation = (scores - 0.8).std() * 50 / (4.0 * factor)
+        assert (abs(deviation - 1) < norm.isf(1e-5) / (2 * 500) ** 0.5) == fits
+        assert scores.mean() == pytest.approx(0.8, abs=4.0 / 50 * 5 / 500**0.5)
+
+    def test_other_predictions_have_other_noise(self):
+        y = np.arange(50) % 5
+        scorer = NoisyAccuracy(noise_multiplier=4.0, random_state=0)
+        one, other = (scorer(self.Right(), np.where(np.arange(50) < n, y, -1), y) for n in (40, 41))
+        assert one == scorer(self.Right(), np.where(np.arange(50) < 40, y, -1), y)
+        assert abs((other - one) - 1 / 50) > 1e-6
+
+    @pytest.mark.parametrize("noise_multiplier", [0, -1, math.inf, math.nan])
+    def test_noise_that_is_none(self, noise_multiplier):
+        with pytest.raises(ConfigError, match="noise_multiplier="):
+            NoisyAccuracy(noise_multiplier=noise_multiplier)
+
+
+def test_composition_is_dearer_than_the_best_single_fit_and_cheaper_than_the_sum(blobs):
+    certificate = tuning_certificate(searched(blobs))
+    assert 3.0 < certificate["epsilon"] < 5 * 3.0
+    assert certificate["epsilon"] == pytest.approx(
+        epsilon_of(
+            dp_accounting.ComposedDpEvent([e.event for e in Ledger.from_json(certificate["ledger"]).entries]),
+            delta=1e-4,
+        )
+    )
