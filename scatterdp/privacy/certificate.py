@@ -97,8 +97,6 @@ def make_certificate(
         "limits": [*assumptions, *LIMITS, *more_limits],
         "versions": {name: version(name) for name in VERSIONED} | {"python": platform.python_version()},
     } | ({} if model is None else {"model": model})
-    if assumptions:
-        found["assumptions"] = list(assumptions)
     return found | {"statement": _statement(found)}
 
 
