@@ -22,6 +22,7 @@ from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, FeatureRows
 
 _BLOCK = 4096
+_PIECE = 2**21  # numbers of a physical batch: of short rows many, or calls cost more than arithmetic
 
 
 class Matrix(Protocol):
@@ -139,7 +140,7 @@ def fit_linear(
     """
     problem = Problem(num_examples=x.shape[0], num_features=int(np.prod(x.shape[1:])), num_classes=num_classes)
     plan = plan_linear(problem, budget=budget, head=head, centre=centre, channels=channels)
-    rows, digest = _unit_rows(x, y)
+    rows, digest = unit_rows(x, y)
     key = key.bound_to(repr((digest, plan.method, budget, centre)))
     entries: list[LedgerEntry] = []
     mean = None
@@ -165,7 +166,7 @@ def _centre_event(noise_multiplier: float | None) -> dp_accounting.DpEvent:
     return dp_accounting.NoOpDpEvent() if noise_multiplier is None else dp_accounting.GaussianDpEvent(noise_multiplier)
 
 
-def _unit_rows(x: Matrix, y: np.ndarray) -> tuple[FeatureRows, str]:
+def unit_rows(x: Matrix, y: np.ndarray) -> tuple[FeatureRows, str]:
     """Unit rows in memory, in the precision of ``x`` (single at most), and a digest of rows and labels for the key alone."""
     count, size = x.shape[0], int(np.prod(x.shape[1:]))
     half = getattr(x, "dtype", None) == np.float16
@@ -183,7 +184,7 @@ def _unit_rows(x: Matrix, y: np.ndarray) -> tuple[FeatureRows, str]:
             )
         _store(stored, squares, start, sphere(values))
     labels = torch.from_numpy(np.ascontiguousarray(y, np.int64))
-    return FeatureRows(stored, labels, squares, DEFAULT_PHYSICAL_BATCH), digest.hexdigest()
+    return FeatureRows(stored, labels, squares, max(DEFAULT_PHYSICAL_BATCH, _PIECE // size)), digest.hexdigest()
 
 
 def _centred(rows: FeatureRows, sphere: UnitSphere) -> FeatureRows:
