@@ -167,7 +167,7 @@ class Recorder:
                 known = ", ".join(sorted(known.__name__ for known in RULES))
                 raise UserError(
                     f"module {name or kind.__name__!r} ({kind.__name__}): no rule for its per-example gradients (there are rules "
-                    f"for {known}); take engine='vmap', or freeze it with requires_grad_(False)"
+                    f"for {known}); freeze it with requires_grad_(False), or take engine='vmap' (PrivacyEngine has none)"
                 )
             odd = [parameter for parameter, _ in own_parameters(module) if parameter not in ("weight", "bias")]
             if odd or vars(module).get("forward") is not None:
