@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import dp_accounting
 from scatterdp.errors import UserError
 from scatterdp.linear import Budget, Matrix
 from scatterdp.privacy.accounting import ADJACENCY, Accountant
-from scatterdp.privacy.certificate import make_certificate
+from scatterdp.privacy.certificate import make_certificate, rounded_up
 from scatterdp.privacy.ledger import Ledger, LedgerEntry
 from scatterdp.privacy.randomness import Origin, RandomKey
 
@@ -116,6 +117,21 @@ def compose(
         not_private=list(dict.fromkeys(name for c in certificates for name in c["not_private"])),
         model=model,
         more_limits=list(dict.fromkeys([*more_limits, REFITS])),
+    )
+
+
+def count_fit(estimator: Any, certificate: dict[str, Any]) -> None:
+    """Remember a fit's releases in the estimator, and warn when it is not its first: with what all of them cost together."""
+    again = hasattr(estimator, "_spent")
+    estimator._spent = [*getattr(estimator, "_spent", []), *certificate["ledger"]]
+    if not again:
+        return
+    delta, accountant = certificate["delta"], certificate["accountant"]
+    epsilon = Ledger.from_json(estimator._spent).epsilon(delta=delta, accountant=accountant)
+    warnings.warn(
+        f"{type(estimator).__name__}.fit: a further fit is a fresh spend; on the same people, the fits of this object so far are together "
+        f"(ε = {rounded_up(epsilon)}, δ = {delta!r})-private",
+        stacklevel=3,
     )
 
 

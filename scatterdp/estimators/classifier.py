@@ -83,7 +83,7 @@ class DPClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Fit with fresh noise; spends the budget.
+        """Fit with fresh noise; spends the budget. A second fit of the object warns, and says what all of its fits cost together.
 
         Args:
             X: ``(N, D)`` numbers or images, see ``features``: any array that can be sliced by rows (NumPy, a memory map, an HDF5
@@ -95,6 +95,7 @@ class DPClassifier(ClassifierMixin, BaseEstimator):
             ConfigError: a parameter is out of range.
             BudgetError: the budget cannot be met.
         """
+        from scatterdp.estimators.certificates import count_fit
         from scatterdp.estimators.fitting import fit_classifier
 
         rows = self._checked(X, reset=True)
@@ -112,6 +113,7 @@ class DPClassifier(ClassifierMixin, BaseEstimator):
             key=inputs.random_key(self.random_state),
         )
         self.classes_ = classes
+        count_fit(self, self.privacy_certificate_)
         return self
 
     def planned_ledger(self, num_examples: int, input_shape: tuple[int, ...], num_classes: int) -> list[LedgerEntry]:

@@ -126,4 +126,8 @@ def logits(head: Head, images: Images | None, block: np.ndarray) -> Tensor:
                 "fitted with; install the versions that its certificate names"
             )
         values = features_of(extractor, np.asarray(block))
-    return head(values).double()
+    # In double precision, so that what a row gets does not depend on the rows beside it.
+    classifier = head.classifier
+    assert isinstance(classifier, nn.Linear)
+    rows = head.normalizer(values).flatten(1).double()
+    return rows @ classifier.weight.double().t() + classifier.bias.double()

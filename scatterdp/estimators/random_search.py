@@ -51,7 +51,7 @@ class DPRandomSearch(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         classes, random_state: see :class:`DPClassifier`.
 
     Attributes:
-        best_estimator_: the classifier; it has no certificate of its own.
+        best_estimator_: the classifier, with the certificate of the whole search; :meth:`DPClassifier.save` writes it.
         best_params_: its parameters.
         best_score_: its accuracy with noise, on the kept examples.
         privacy_certificate_: of the whole search.
@@ -148,7 +148,6 @@ class DPRandomSearch(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         assert best is not None
         self.best_score_, chosen, self.best_estimator_ = best
         self.best_params_ = grid[chosen]
-        del self.best_estimator_.privacy_certificate_  # of one trial as if it had been the only one
         release = gaussian_entry("fit, or score, of one trial", sigma, 1.0)
         entry = LedgerEntry(
             "best of a random number of trials",
@@ -169,6 +168,8 @@ class DPRandomSearch(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
                 *([CLASSES_FROM_LABELS] if self.classes is None else []),
             ],
         )
+        # It had that of one trial, as if it had been the only one.
+        self.best_estimator_.privacy_certificate_ = self.privacy_certificate_
         self.classes_, self.n_features_in_ = classes, self.best_estimator_.n_features_in_
         return self
 

@@ -77,7 +77,7 @@ class DPStandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Release means and variances with fresh noise; spends the budget.
+        """Release means and variances with fresh noise; spends the budget. A second fit of the object warns.
 
         Args:
             X: ``(N, D)`` numbers: any array that can be sliced by rows, read in blocks.
@@ -87,7 +87,7 @@ class DPStandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             ValueError: X is not what it should be.
             ConfigError: a parameter is out of range.
         """
-        from scatterdp.estimators.certificates import estimator_certificate
+        from scatterdp.estimators.certificates import count_fit, estimator_certificate
         from scatterdp.linear import Budget
         from scatterdp.privacy.ledger import Ledger
 
@@ -108,6 +108,7 @@ class DPStandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             model={"name": "standardisation"},
             more_limits=["The bounds of the features are public."],
         )
+        count_fit(self, self.privacy_certificate_)
         return self
 
     def transform(self, X: Any) -> np.ndarray:

@@ -140,12 +140,15 @@ def tuning_certificate(
     )
     from scatterdp.privacy.certificate import rounded_up
 
+    would_be = "are" if _by_position(search) else "would be, on folds by position,"
     told = (
         "not private either"
         if alone["epsilon"] is None
         else f"together (ε = {rounded_up(alone['epsilon'])}, δ = {alone['delta']!r})-private"
     )
-    whole["statement"] += f" Without noise: {'; '.join(reasons)}. The {count} fits of the search alone are {told}."
+    whole["statement"] += (
+        f" Without noise: {'; '.join(reasons)}. The {count} fits of the search alone {would_be} {told}."
+    )
     return whole
 
 

@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import h5py
@@ -78,6 +79,19 @@ class TestFit:
         planned = Ledger(classifier.planned_ledger(600, (6,), 3))
         spent = classifier.fit(*blobs).privacy_certificate_["epsilon"]
         assert planned.epsilon(delta=1e-4) == pytest.approx(spent, rel=1e-9)
+
+    def test_a_further_fit_warns_of_what_all_cost(self, blobs):
+        X, y = blobs
+        classifier = DPClassifier(epsilon=2.0, delta=1e-4, head="class_means", centre=False, random_state=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            classifier.fit(X, y)
+            fresh(classifier).fit(X, y)
+        (entry,) = Ledger.from_json(classifier.privacy_certificate_["ledger"]).entries
+        for fits in (2, 3):
+            epsilon = Ledger([entry] * fits).epsilon(delta=1e-4)
+            with pytest.warns(UserWarning, match=rf"fresh spend; .* \(ε = {rounded_up(epsilon)}, δ = 0.0001\)-private"):
+                classifier.fit(X, y)
 
     def test_a_smaller_budget_is_told_from_a_larger(self, blobs):
         scores = [DPClassifier(epsilon=e, delta=1e-4, random_state=0).fit(*blobs).score(*blobs) for e in (0.01, 3.0)]
@@ -250,6 +264,15 @@ class TestImages:
         classifier.save(tmp_path / "model")
         again = DPClassifier.load(tmp_path / "model")
         np.testing.assert_array_equal(again.predict_proba(images), classifier.predict_proba(images))
+
+    def test_many_features_are_held_in_half_precision(self, digit_images, monkeypatch):
+        images, y = digit_images
+        single = DPClassifier(features="pixels", random_state=0).fit(images, y)
+        monkeypatch.setattr("scatterdp.estimators.images._HALF_ABOVE", 1000)
+        half = DPClassifier(features="pixels", random_state=0).fit(images, y)
+        assert single.privacy_certificate_["features"]["dtype"] == "float32"
+        assert half.privacy_certificate_["features"]["dtype"] == "float16"
+        assert abs(half.score(images, y) - single.score(images, y)) < 0.05
 
     def test_other_images(self, digit_images):
         images, y = digit_images

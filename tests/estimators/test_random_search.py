@@ -50,10 +50,17 @@ def test_the_certificate_is_of_the_whole_search(fitted):
     (entry,) = certificate["ledger"]
     assert entry["event"]["type"] == "RepeatAndSelectDpEvent"
     assert entry["event"]["mean"] == 4.0
-    assert not hasattr(fitted.best_estimator_, "privacy_certificate_")
+    assert fitted.best_estimator_.privacy_certificate_ == fitted.privacy_certificate_
     told = " ".join(guarantee_in_words(certificate, checked).split())
     assert "the best of a random number of trials, 4 on average, each a sum with Gaussian noise" in told
     assert "how long the search took" in told
+
+
+def test_the_best_is_saved_with_it(fitted, blobs, tmp_path):
+    fitted.best_estimator_.save(tmp_path / "model")
+    again = DPClassifier.load(tmp_path / "model")
+    assert again.privacy_certificate_ == fitted.privacy_certificate_
+    np.testing.assert_array_equal(again.predict_proba(blobs[0]), fitted.predict_proba(blobs[0]))
 
 
 def test_every_trial_stays_within_its_share(blobs, monkeypatch):

@@ -79,6 +79,7 @@ class TestGridSearch:
         certificate = tuning_certificate(searched(blobs, cv=cv))
         assert certificate["private"] is False
         assert "folds that depend on the labels" in certificate["statement"]
+        assert "fits of the search alone would be, on folds by position, together (ε = " in certificate["statement"]
 
     def test_scores_on_training_sets_count(self, blobs):
         plain, more = (tuning_certificate(searched(blobs, return_train_score=flag)) for flag in (False, True))
