@@ -59,6 +59,8 @@ def save_classifier(classifier: DPClassifier, path: Path) -> None:
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"path={path}: cannot be written ({error}); give another") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_classifier(kind: type[DPClassifier], path: Path) -> Any:
@@ -85,6 +87,10 @@ def load_classifier(kind: type[DPClassifier], path: Path) -> Any:
         classifier.images_ = None if images is None else Images(**images | {"shape": tuple(images["shape"])})
         classifier.privacy_certificate_ = facts["certificate"]
         classifier.head_ = _head(tensors)
+        if len(tensors["classifier.weight"]) != len(classifier.classes_):
+            raise ValueError(
+                f"{len(tensors['classifier.weight'])} rows of weights for {len(classifier.classes_)} classes"
+            )
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise UserError(f"path={path}: is damaged ({type(error).__name__}: {error})") from error
     return classifier

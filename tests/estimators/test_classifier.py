@@ -348,6 +348,16 @@ class TestFiles:
         with pytest.raises(UserError, match="is damaged"):
             DPClassifier.load(tmp_path / "model")
 
+    def test_a_class_too_many(self, fitted, tmp_path):
+        from safetensors.torch import load_file, save_file
+
+        fitted.save(tmp_path / "model")
+        facts = self.facts(tmp_path / "model")
+        facts["classes"].append(9)
+        save_file(load_file(tmp_path / "model"), tmp_path / "model", metadata={"facts": json.dumps(facts)})
+        with pytest.raises(UserError, match="3 rows of weights for 4 classes"):
+            DPClassifier.load(tmp_path / "model")
+
     def test_a_place_that_cannot_be_written(self, fitted, tmp_path):
         with pytest.raises(UserError, match="cannot be written"):
             fitted.save(tmp_path / "nowhere" / "model")
