@@ -11,8 +11,8 @@ import dp_accounting
 from scatterdp.errors import ConfigError
 from scatterdp.linear.class_means import ClassMeans
 from scatterdp.linear.gradient_descent import GradientDescent
-from scatterdp.linear.least_squares import MOST_FEATURES, LeastSquares
-from scatterdp.linear.method import Method, Problem
+from scatterdp.linear.least_squares import LeastSquares
+from scatterdp.linear.method import MOST_FEATURES, Method, Problem
 from scatterdp.linear.newton import Newton
 from scatterdp.linear.preconditioned import PreconditionedDescent
 from scatterdp.privacy.accounting import Accountant

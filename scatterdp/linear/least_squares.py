@@ -13,15 +13,12 @@ import dp_accounting
 import torch
 from torch import Tensor
 
-from scatterdp.errors import ConfigError
 from scatterdp.linear.covariance import exact_second_moments, release_second_moments
-from scatterdp.linear.method import Problem, Solution, every_row, gaussian_entry, unit_blocks
+from scatterdp.linear.method import Problem, Solution, check_matrix_size, every_row, gaussian_entry, unit_blocks
 from scatterdp.privacy.noise import gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.rows import FeatureRows
 
-#: The most features: a matrix of their products is held and factored.
-MOST_FEATURES = 2048
 _CONSTANT = 0.3
 _TEMPERATURE = 10.0  # scores near 0 and 1 become probabilities by a softmax of so much of them
 _MOMENTS, _PRODUCTS, _EIGENVALUE = (
@@ -49,10 +46,7 @@ class LeastSquares:
     problem: Problem
 
     def __post_init__(self) -> None:
-        if self.problem.num_features > MOST_FEATURES:
-            raise ConfigError(
-                f"head=least_squares: takes at most {MOST_FEATURES} features, these are {self.problem.num_features}; take another head"
-            )
+        check_matrix_size("least_squares", self.problem.num_features)
 
     @property
     def name(self) -> str:

@@ -15,11 +15,14 @@ import dp_accounting
 import torch
 from torch import Tensor
 
+from scatterdp.errors import ConfigError
 from scatterdp.privacy.accounting import ADJACENCY
 from scatterdp.privacy.ledger import LedgerEntry
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.rows import FeatureRows
 
+#: The most features of a method that holds and factors a matrix of their products.
+MOST_FEATURES = 2048
 _BLOCK = 8192
 _ROUNDING = 1e-5  # squares summed in single precision are that exact for any dimension of use
 
@@ -114,3 +117,9 @@ def gaussian_entry(
         event = dp_accounting.SelfComposedDpEvent(event, steps)
         facts["steps"] = steps
     return LedgerEntry(name, event, facts | details)
+
+
+def check_matrix_size(head: str, size: int) -> None:
+    """Raise ConfigError when a matrix of so many rows and columns is too large for a head."""
+    if size > MOST_FEATURES:
+        raise ConfigError(f"head={head}: takes at most {MOST_FEATURES} features, these are {size}; take another head")

@@ -12,13 +12,11 @@ import dp_accounting
 import torch
 from torch import Tensor
 
-from scatterdp.errors import ConfigError
-from scatterdp.linear.method import Problem, Solution, every_row, gaussian_entry, unit_blocks
+from scatterdp.linear.method import Problem, Solution, check_matrix_size, every_row, gaussian_entry, unit_blocks
 from scatterdp.privacy.noise import gaussian_noise, symmetric_gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.rows import FeatureRows
 
-MOST_FEATURES = 2048
 _CONSTANT = 0.3
 GRADIENT_SENSITIVITY = math.sqrt(2)
 HESSIAN_SENSITIVITY = math.sqrt(4 / 27)
@@ -49,10 +47,7 @@ class Newton:
     penalty: float = 1e-4
 
     def __post_init__(self) -> None:
-        if self.problem.num_features > MOST_FEATURES:
-            raise ConfigError(
-                f"head=newton: takes at most {MOST_FEATURES} features, these are {self.problem.num_features}; take another head"
-            )
+        check_matrix_size("newton", self.problem.num_features)
 
     @property
     def name(self) -> str:

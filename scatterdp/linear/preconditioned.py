@@ -13,7 +13,7 @@ import dp_accounting
 
 from scatterdp.linear.covariance import even_rows, evening_out, release_second_moments, transformed
 from scatterdp.linear.gradient_descent import GradientDescent
-from scatterdp.linear.method import Problem, Solution
+from scatterdp.linear.method import Problem, Solution, check_matrix_size
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.rows import FeatureRows
 
@@ -29,11 +29,17 @@ class PreconditionedDescent:
         descent: what follows the release; its rows are transformed, its gradients are clipped as always.
         covariance_noise_multiplier: σ of the second moments.
         channels: one covariance of so many channels for all places (ScatterNet maps); None: of all features.
+
+    Raises:
+        ConfigError: more than 2048 features, or channels.
     """
 
     descent: GradientDescent
     covariance_noise_multiplier: float
     channels: int | None = None
+
+    def __post_init__(self) -> None:
+        check_matrix_size("preconditioned", self.channels or self.descent.problem.num_features)
 
     @property
     def problem(self) -> Problem:

@@ -67,8 +67,12 @@ class FeatureRows:
         # One buffer for all pieces: fresh memory for each would cost as much again as the copy, in page faults.
         stored = torch.empty(size, self.x.shape[1], dtype=self.x.dtype, device=self.x.device)
         single = stored if stored.dtype == torch.float32 else torch.empty_like(stored, dtype=torch.float32)
+        every = np.array_equal(indices, np.arange(len(self.x)))  # a full batch lies ready, nothing to gather
         for part in torch.from_numpy(indices).to(self.x.device).split(size):
-            x = torch.index_select(self.x, 0, part, out=stored[: len(part)])
+            if every:
+                x = self.x[int(part[0]) : int(part[0]) + len(part)]
+            else:
+                x = torch.index_select(self.x, 0, part, out=stored[: len(part)])
             if single is not stored:
                 x = single[: len(part)].copy_(x)
             yield Piece(x, self.y[part], self.squared_norms[part])

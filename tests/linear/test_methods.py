@@ -317,6 +317,10 @@ def test_too_many_features_for_a_matrix():
         LeastSquares(problem=problem)
     with pytest.raises(ConfigError, match="head=newton: takes at most 2048"):
         Newton(problem=problem)
+    descent = GradientDescent(problem=problem, batch_size=10, epochs=1, lr=1.0)
+    with pytest.raises(ConfigError, match="head=preconditioned: takes at most 2048 features, these are 2049"):
+        PreconditionedDescent(descent=descent, covariance_noise_multiplier=1.0)
+    PreconditionedDescent(descent=descent, covariance_noise_multiplier=1.0, channels=2048)
 
 
 def test_unit_sphere_at_the_ends_of_the_range():

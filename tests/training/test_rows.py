@@ -32,6 +32,15 @@ def joined(pieces: Iterable[Piece]) -> tuple[Tensor, Tensor]:
 
 class TestFeatureRows:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+    def test_all_rows_in_order_and_all_in_another_order(self, dtype):
+        x = torch.randn(9, 4).to(dtype)
+        rows = FeatureRows(x, torch.arange(9), x.float().square().sum(1), 4)
+        for indices in (np.arange(9), np.array([0, 2, 1, 3, 4, 5, 6, 7, 8]), np.arange(8), np.arange(9)[::-1].copy()):
+            all_x, all_y = joined(rows.pieces(indices, step=0))
+            assert torch.equal(all_x, x[indices].float())
+            assert torch.equal(all_y, torch.from_numpy(indices))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
     @pytest.mark.parametrize(("physical_batch_size", "sizes"), [(1, [1] * 5), (2, [2, 2, 1]), (5, [5]), (100, [5])])
     def test_pieces_are_the_rows_in_order(self, dtype, physical_batch_size, sizes):
         x = torch.randn(9, 4).to(dtype)
