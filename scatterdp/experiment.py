@@ -25,7 +25,7 @@ from scatterdp.errors import ConfigError
 from scatterdp.extractors import make_extractor
 from scatterdp.extractors.base import Extractor
 from scatterdp.heads import make_classifier
-from scatterdp.privacy.accounting import ACCOUNTANTS, epsilon_of
+from scatterdp.privacy.accounting import ACCOUNTANTS, delta_warning, epsilon_of
 from scatterdp.privacy.certificate import rounded_up
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.recipes import extractor_of
@@ -270,12 +270,8 @@ def announce(config: TrainingConfig, plan: TrainingPlan) -> None:
     if config.optim == "LR":
         say("optim=LR: logistic regression, NOT PRIVATE")
         return
-    if plan.delta >= 1 / plan.num_examples:
-        print(
-            f"warning: target_delta={plan.delta:g} is not below 1/N = {1 / plan.num_examples:.2g}: "
-            "such a δ allows publishing an example outright; give a smaller --target_delta",
-            file=sys.stderr,
-        )
+    if warning := delta_warning(plan.delta, plan.num_examples):
+        print(f"warning: {warning}; give a smaller --target_delta", file=sys.stderr)
     how = "given" if config.noise_multiplier is not None else "solved"
     say(
         f"plan: {plan.steps} steps, sample rate {plan.selection().sample_rate:.4g}, noise multiplier {plan.sigma:g} ({how}), "

@@ -633,7 +633,7 @@ class TestBadInput:
         outcome = run(*QUICK, "--target_delta=0.01", "--run_dir=run")
         assert outcome.code == 0
         assert outcome.err == (
-            "warning: target_delta=0.01 is not below 1/N = 0.0007: such a δ allows publishing an example outright; "
+            "warning: δ = 0.01 is not below 1/N = 0.0007: it would allow publishing an example outright; "
             "give a smaller --target_delta\n"
         )
         assert read_json(work / "run" / "certificate.json")["delta"] == 0.01

@@ -16,7 +16,7 @@ import tyro
 
 from scatterdp.commands.pictures import check_picture
 from scatterdp.errors import ConfigError
-from scatterdp.privacy.accounting import ACCOUNTANTS, epsilon_of
+from scatterdp.privacy.accounting import ACCOUNTANTS, delta_warning, epsilon_of
 from scatterdp.training.plan import TrainingPlan
 
 _TIMES_SIGMA = (0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)
@@ -106,8 +106,8 @@ def budget(config: BudgetConfig) -> None:
     print(f"noise multiplier for ε = {config.target_epsilon:g} at δ = {config.target_delta:g}:")
     for name, found in calibrated.items():
         print(f"  {name:<12}{found.sigma:>10.4f}")
-    if config.target_delta >= 1 / config.num_samples:
-        print(f"warning: δ = {config.target_delta:g} is not below 1/N: it would allow publishing an example outright")
+    if warning := delta_warning(config.target_delta, config.num_samples):
+        print(f"warning: {warning}")
     by_accountant, by_epochs = epsilon_around(best)
     print("\nε with other noise:")
     print("  noise multiplier" + "".join(f"{name:>13}" for name in ACCOUNTANTS))

@@ -26,6 +26,7 @@ from scatterdp.config import DEFAULT_TARGET_EPSILON
 from scatterdp.errors import ConfigError
 from scatterdp.estimators import DPClassifier
 from scatterdp.linear import HeadName
+from scatterdp.privacy.accounting import delta_warning
 from scatterdp.privacy.certificate import rounded_up, with_publication
 from scatterdp.records import RunFolder, new_run_dir, peak_memory_bytes
 from scatterdp.tables import FeatureTable, Tables, read_tables, row_blocks
@@ -163,12 +164,8 @@ def _announce(config: FitConfig, tables: Tables) -> None:
     listed = ", ".join(classes[:_MOST_CLASSES]) + (", …" if len(classes) > _MOST_CLASSES else "")
     tested = f"; {len(test)} to test" if test is not None else "; no test"
     print(f"{train.name}: {len(train)} {what}{tested}; {len(classes)} classes: {listed}", flush=True)
-    if config.target_delta >= 1 / len(train):
-        print(
-            f"warning: target_delta={config.target_delta:g} is not below 1/N = {1 / len(train):.2g}: "
-            "such a δ allows publishing an example outright; give a smaller --target_delta",
-            file=sys.stderr,
-        )
+    if warning := delta_warning(config.target_delta, len(train)):
+        print(f"warning: {warning}; give a smaller --target_delta", file=sys.stderr)
 
 
 def run(argv: list[str]) -> int:

@@ -106,6 +106,18 @@ def _divergences(event: dp_accounting.DpEvent, orders: tuple[float, ...]) -> np.
         raise ConfigError(f"event {event}: the rdp accountant cannot account it ({error})") from error
 
 
+def delta_warning(delta: float, num_examples: int) -> str | None:
+    """A sentence where δ is too large to mean anything, else None.
+
+    >>> delta_warning(1e-5, 1000)
+    >>> delta_warning(0.01, 1000)
+    'δ = 0.01 is not below 1/N = 0.001: it would allow publishing an example outright'
+    """
+    if delta < 1 / num_examples:
+        return None
+    return f"δ = {delta:g} is not below 1/N = {1 / num_examples:.2g}: it would allow publishing an example outright"
+
+
 def is_noiseless(event: dp_accounting.DpEvent) -> bool:
     """Whether some part of ``event`` adds no noise, so that no ε bounds it."""
     match event:

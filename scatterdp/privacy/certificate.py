@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from scatterdp.privacy.accounting import ACCOUNTANTS, Accountant
+from scatterdp.privacy.accounting import ACCOUNTANTS, Accountant, delta_warning
 from scatterdp.privacy.ledger import Ledger, finite_or_none
 from scatterdp.privacy.randomness import Origin, RandomKey, describe_origin
 
@@ -135,6 +135,6 @@ def _statement(certificate: dict[str, Any]) -> str:
         statement += (
             " The noise comes from a seed: the guarantee holds only against those who cannot learn or guess it."
         )
-    if delta >= 1 / certificate["data"]["num_train"]:
-        statement += " δ is not below 1/N: it would allow publishing one example outright."
+    if warning := delta_warning(delta, certificate["data"]["num_train"]):
+        statement += f" But {warning}."
     return statement

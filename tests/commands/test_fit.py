@@ -146,7 +146,7 @@ class TestARun:
     def test_a_delta_that_is_too_large_is_said(self, own_files, tmp_path, capsys):
         flags = [f"--features={own_files / 'x.npy'}", f"--labels={own_files / 'y.npy'}", "--target_delta=0.01"]
         assert run([*flags, f"--run_dir={tmp_path / 'run'}"]) == 0
-        assert "warning: target_delta=0.01 is not below 1/N = 0.0007" in capsys.readouterr().err
+        assert "warning: δ = 0.01 is not below 1/N = 0.0007" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- what does not do

@@ -162,7 +162,7 @@ def test_a_seed_is_named_as_no_protection():
 
 def test_a_delta_that_allows_publishing_an_example():
     assert "not below 1/N" not in certificate(run_ledger(), delta=9.9e-4)["statement"]
-    assert "δ is not below 1/N" in certificate(run_ledger(), delta=1e-3)["statement"]
+    assert "δ = 0.001 is not below 1/N" in certificate(run_ledger(), delta=1e-3)["statement"]
 
 
 def test_nothing_released():
