@@ -40,7 +40,7 @@ class ViewsConfig:
         ConfigError: no crops, or one out of range.
     """
 
-    crops: tuple[tuple[float, ...], ...] = ((1, 0), (0.85, 0), (0.95, 8), (0.95, -8))
+    crops: tuple[tuple[float, ...], ...] = ((1, 0), (0.85, 0), (0.7, 0), (0.92, 10), (0.92, -10))
 
     def __post_init__(self) -> None:
         crops: Any = self.crops
