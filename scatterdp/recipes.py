@@ -53,11 +53,11 @@ RECIPES: dict[str, Recipe] = {
     "cifar10": Recipe(
         batch_size=8192,
         lr=10,
-        epochs=20,
+        epochs=30,
         input_norm="BN",
         bn_noise_multiplier=20,
-        extractor="0.5*scatternet(mirror=True)+patches",
-        precondition=1000,
+        extractor="views(0.5*scatternet(mirror=True)+patches)",
+        precondition=2000,
     ),
     "digits": Recipe(batch_size=512, lr=4, epochs=30, input_norm="GroupNorm"),
 }

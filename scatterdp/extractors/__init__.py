@@ -44,8 +44,26 @@ def _patches(input_shape: tuple[int, int, int], **config: Any) -> Extractor:
     return Patches(default_config(input_shape, **config), input_shape)
 
 
+def _deskew(extractor: Extractor, **config: Any) -> Extractor:
+    from scatterdp.extractors.deskew import Deskew
+
+    for key in config:
+        raise ConfigError(f"{key}={config[key]!r}: deskew has no settings")
+    return Deskew(extractor)
+
+
+def _views(extractor: Extractor, **config: Any) -> Extractor:
+    from scatterdp.extractors.views import Views, ViewsConfig
+
+    _check_fields("views", ViewsConfig, config)
+    return Views(extractor, ViewsConfig(**config))
+
+
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {"scatternet": _scatternet, "pixels": _pixels, "patches": _patches}
 """Name → function of ``(input_shape, **config)`` that makes the extractor with its defaults for such images."""
+
+WRAPPERS: dict[str, Callable[..., Extractor]] = {"deskew": _deskew, "views": _views}
+"""Name → function of ``(extractor, **config)`` that makes an extractor which shows other images to the given one."""
 
 
 def make_extractor(name: str, input_shape: tuple[int, int, int], **config: Any) -> Extractor:
@@ -83,13 +101,12 @@ def _made(parts: Sequence[Part], input_shape: tuple[int, int, int], config: dict
 
 
 def _one(part: Part, input_shape: tuple[int, int, int], config: dict[str, Any]) -> Extractor:
-    if part.name == "deskew":
+    if part.name in WRAPPERS:
         if not part.of:
-            raise ConfigError("deskew: of which extractor? such as deskew(scatternet)")
-        from scatterdp.extractors.deskew import Deskew
-
-        return Deskew(_made(part.of, input_shape, config))
+            raise ConfigError(f"{part.name}: of which extractor? such as {part.name}(scatternet)")
+        return WRAPPERS[part.name](_made(part.of, input_shape, config), **part.settings)
     if part.of or part.name not in EXTRACTORS:
         what = f"{part.name}(…)" if part.of else part.name
-        raise ConfigError(f"extractor={what!r}: expected one of {', '.join(sorted(EXTRACTORS))}, or deskew(…) of them")
+        wrappers = " or ".join(f"{name}(…)" for name in sorted(WRAPPERS))
+        raise ConfigError(f"extractor={what!r}: expected one of {', '.join(sorted(EXTRACTORS))}, or {wrappers} of them")
     return EXTRACTORS[part.name](input_shape, **{**config, **part.settings})

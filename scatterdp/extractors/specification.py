@@ -1,5 +1,5 @@
 """Extractors in words: ``scatternet``, ``patches(patches=1024, size=5)``, ``scatternet(mirror=True) + 0.5 * patches``,
-``deskew(scatternet)``."""
+``deskew(scatternet)``, ``views(patches, crops=((1, 0), (0.8, 0)))``."""
 
 from __future__ import annotations
 
@@ -49,10 +49,8 @@ def _parts(node: ast.expr) -> list[Part]:
             return [dataclasses.replace(part, scale=float(scale) * part.scale)]
         case ast.Name(id=name):
             return [Part(name, {})]
-        case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
+        case ast.Call(func=ast.Name(id=name), args=[] | [_] as inner, keywords=keywords):
             settings = {word.arg: ast.literal_eval(word.value) for word in keywords if word.arg is not None}
             if len(settings) == len(keywords):  # fewer: a setting twice, or **
-                return [Part(name, settings)]
-        case ast.Call(func=ast.Name(id=name), args=[inner], keywords=[]):
-            return [Part(name, {}, of=tuple(_parts(inner)))]
+                return [Part(name, settings, of=tuple(part for node in inner for part in _parts(node)))]
     raise ValueError(ast.dump(node))

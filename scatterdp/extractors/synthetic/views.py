@@ -38,10 +38,7 @@ def random_views(images: Tensor, *, seed: int) -> Tensor:
 
     side, angle = uniform(_LEAST_SIDE, 1.0), uniform(-_DEGREES, _DEGREES) * (math.pi / 180)
     right, down = (uniform(-1, 1) * (1 - side) for _ in range(2))
-    cosine, sine = side * angle.cos(), side * angle.sin()
-    maps = torch.stack([cosine, -sine, right, sine, cosine, down], 1).view(-1, 2, 3)
-    places = F.affine_grid(maps, list(images.shape), align_corners=False)
-    views = F.grid_sample(images, places, padding_mode="reflection", align_corners=False)
+    views = crop(images, side=side, angle=angle, right=right, down=down)
 
     views = views * uniform(1 - _LIGHT, 1 + _LIGHT, 1, 1, 1)
     views = _further_from(views.mean((1, 2, 3), keepdim=True), views, uniform(1 - _LIGHT, 1 + _LIGHT, 1, 1, 1))
@@ -49,6 +46,21 @@ def random_views(images: Tensor, *, seed: int) -> Tensor:
     views = _further_from(grey, views, uniform(1 - _SATURATION, 1 + _SATURATION, 1, 1, 1))
     views = views + uniform(-_SHIFT, _SHIFT, images.shape[1], 1, 1)
     return views.clamp(0, 1)
+
+
+def crop(images: Tensor, *, side: Tensor, angle: Tensor, right: Tensor, down: Tensor) -> Tensor:
+    """A rectangle of each image, turned, at the image's own size; between pixels values are interpolated, outside the image is its reflection.
+
+    Args:
+        images: ``(B, C, H, W)`` floating point.
+        side: ``(B,)`` of the rectangle, in sides of the image.
+        angle: ``(B,)`` in radians.
+        right, down: ``(B,)`` its middle from the image's, in halves of the image's sides.
+    """
+    cosine, sine = side * angle.cos(), side * angle.sin()
+    maps = torch.stack([cosine, -sine, right, sine, cosine, down], 1).view(-1, 2, 3)
+    places = F.affine_grid(maps, list(images.shape), align_corners=False)
+    return F.grid_sample(images, places, padding_mode="reflection", align_corners=False)
 
 
 def _further_from(centre: Tensor, images: Tensor, times: Tensor) -> Tensor:
