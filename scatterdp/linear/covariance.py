@@ -77,7 +77,9 @@ def exact_second_moments(
     total = torch.zeros(size, size, dtype=torch.float64)
     for z, _ in unit_blocks(rows, constant=constant):
         flat = z if channels is None else z.unflatten(1, (channels, -1)).transpose(1, 2).flatten(0, 1)
-        total += (flat.t() @ flat).cpu().double()
+        # Products in double precision: in single, rounding that goes one way in many rows can exceed what one row adds.
+        flat = flat.cpu().double()
+        total += flat.t() @ flat
     return total
 
 

@@ -136,10 +136,12 @@ def fit_linear(
     Raises:
         ConfigError: a value out of range.
         BudgetError: the budget cannot be met.
-        UserError: features that are not finite.
+        UserError: features that are not finite, class numbers out of range.
     """
     problem = Problem(num_examples=x.shape[0], num_features=int(np.prod(x.shape[1:])), num_classes=num_classes)
     plan = plan_linear(problem, budget=budget, head=head, centre=centre, channels=channels)
+    if len(y) and not (np.min(y) >= 0 and np.max(y) < num_classes):
+        raise UserError(f"y: class numbers from {np.min(y)} to {np.max(y)}, expected 0 to {num_classes - 1}")
     rows, digest = unit_rows(x, y)
     key = key.bound_to(repr((digest, plan.method, budget, centre)))
     entries: list[LedgerEntry] = []

@@ -110,10 +110,11 @@ def exact_derivatives(rows: FeatureRows, weight: Tensor) -> tuple[Tensor, Tensor
     hessians = torch.zeros(len(weight), weight.shape[1], weight.shape[1], dtype=torch.float64)
     single = weight.float()
     for z, y in unit_blocks(rows, constant=_CONSTANT):
-        z, y = z.cpu(), y.cpu()
-        probabilities = (z @ single.t()).softmax(1)
+        y = y.cpu()
+        probabilities = (z.cpu() @ single.t()).softmax(1).double()
+        z = z.cpu().double()  # sums in double precision, see scatterdp.linear.covariance
         for c, curvature in enumerate((probabilities * (1 - probabilities)).unbind(1)):
-            hessians[c] += (z.t() @ (z * curvature[:, None])).double()
+            hessians[c] += z.t() @ (z * curvature[:, None])
         probabilities[torch.arange(len(y)), y] -= 1
-        gradient += (probabilities.t() @ z).double()
+        gradient += probabilities.t() @ z
     return gradient, hessians

@@ -49,7 +49,7 @@ def release_centre(
     """
     total = torch.zeros(problem.num_features, dtype=torch.float64)
     for z, _ in unit_blocks(rows):
-        total += z.sum(0).cpu().double()
+        total += z.cpu().double().sum(0)
     total += gaussian_noise(
         (problem.num_features,),
         noise_multiplier=noise_multiplier,

@@ -116,16 +116,29 @@ def with_publication(certificate: dict[str, Any], *, data_name: str, not_private
     return found | {"statement": _statement(found)}
 
 
-def _statement(certificate: dict[str, Any]) -> str:
-    if not certificate["private"]:
+def opening_of_statement(epsilon: float | None, delta: float) -> str:
+    """How a certificate's statement begins.
+
+    Args:
+        epsilon: None for no guarantee.
+        delta: δ.
+    """
+    if epsilon is None:
         return "This run is NOT differentially private: something was released without noise."
+    return f"This run is (ε = {rounded_up(epsilon)}, δ = {delta!r})-differentially private."
+
+
+def _statement(certificate: dict[str, Any]) -> str:
+    opening = opening_of_statement(certificate["epsilon"], certificate["delta"])
+    if not certificate["private"]:
+        return opening
     names = dict.fromkeys(entry["name"] for entry in certificate["ledger"])  # each once, in order
     covered = [f"the {name}" for name in names if name != TRAINING]
     covered += ["every model update"] * (TRAINING in names)
     covered.append("all that is computed from them")
     delta = certificate["delta"]
     statement = (
-        f"This run is (ε = {rounded_up(certificate['epsilon'])}, δ = {delta!r})-differentially private. "
+        f"{opening} "
         f"Neighbouring data sets: {certificate['adjacency']}. Covered: {', '.join(covered[:-1])} and {covered[-1]}."
     )
     if certificate["not_private"]:

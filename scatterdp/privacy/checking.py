@@ -17,7 +17,7 @@ from dp_accounting.dp_event import RepeatAndSelectDpEvent
 
 from scatterdp.errors import UserError
 from scatterdp.privacy.accounting import ACCOUNTANTS
-from scatterdp.privacy.certificate import SCHEMA, TRAINING, rounded_up
+from scatterdp.privacy.certificate import SCHEMA, TRAINING, opening_of_statement
 from scatterdp.privacy.ledger import Ledger, LedgerEntry, event_to_json, finite_or_none
 from scatterdp.privacy.sampling import make_selection
 
@@ -56,7 +56,7 @@ def check_certificate(certificate: Any) -> Checked:
         raise UserError(f"certificate: has schema {certificate.get('schema')!r}, this version reads {SCHEMA}")
     try:
         return _check(certificate)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
         raise UserError(f"certificate: is damaged ({type(error).__name__}: {error})") from error
 
 
@@ -77,11 +77,9 @@ def _check(certificate: dict[str, Any]) -> Checked:
         )
     if certificate["private"] != (certificate["epsilon"] is not None):
         found.append(f"it says private: {certificate['private']}, with ε = {_told(certificate['epsilon'])}")
-    if (
-        certificate["epsilon"] is not None
-        and f"ε = {rounded_up(certificate['epsilon'])}," not in certificate["statement"]
-    ):
-        found.append(f"its statement does not say ε = {rounded_up(certificate['epsilon'])}")
+    opening = opening_of_statement(certificate["epsilon"], delta)
+    if not certificate["statement"].startswith(opening):
+        found.append(f"its statement does not begin with '{opening}'")
     found += _of_releases(ledger.entries, certificate["data"]["num_train"])
     found += _of_sampler(certificate, ledger)
     found = list(dict.fromkeys(found))
@@ -94,6 +92,8 @@ def _of_releases(entries: Iterable[LedgerEntry], num_train: int) -> list[str]:
     for entry in entries:
         if "sampler" in entry.details or entry.name == TRAINING:
             found += _of_steps(entry, num_train)
+        elif "feature_clip_norm" in entry.details:
+            found += _of_statistics(entry)
         elif "trials" in entry.details:
             found += _of_trials(entry, num_train)
         elif "noise_multiplier" in entry.details:
@@ -116,6 +116,27 @@ def _of_steps(entry: LedgerEntry, num_train: int) -> list[str]:
         found.append(f"the event of its {entry.name} is not that of its sampler and noise multiplier")
     if selection.describe() != sampler:
         found.append("its sampler's numbers do not fit each other")
+    deviation = entry.details["noise_multiplier"] * entry.details["max_grad_norm"]
+    if not math.isclose(entry.details["noise_standard_deviation"], deviation, rel_tol=1e-9):
+        found.append(f"the noise of its {entry.name} is not its noise multiplier times max_grad_norm")
+    return found
+
+
+def _of_statistics(entry: LedgerEntry) -> list[str]:
+    """Channel statistics: a Gaussian mechanism for each release, its noise in units of the release's bound."""
+    bounds, deviations = entry.details["feature_clip_norm"], entry.details["noise_standard_deviation"]
+    noise_multiplier = deviations[0] / bounds[0]
+    found = []
+    if not all(math.isclose(s, noise_multiplier * b, rel_tol=1e-9) for s, b in zip(deviations, bounds, strict=True)):
+        found.append(f"the noises of the {entry.name} are not one multiple of their bounds")
+    event = entry.event
+    if not (
+        isinstance(event, dp_accounting.SelfComposedDpEvent)
+        and isinstance(event.event, dp_accounting.GaussianDpEvent)
+        and event.count == len(bounds)
+        and math.isclose(event.event.noise_multiplier, noise_multiplier, rel_tol=1e-9)
+    ):
+        found.append(f"the event of the {entry.name} is not that of its noise and bounds")
     return found
 
 
@@ -159,6 +180,8 @@ def _of_sampler(certificate: dict[str, Any], ledger: Ledger) -> list[str]:
         found.append("the sampler that it names is not the one in its ledger")
     if sampler["num_examples"] != num_train:
         found.append(f"its sampler draws from {sampler['num_examples']} examples, its data has {num_train}")
+    if sampler.get("adjacency", certificate["adjacency"]) != certificate["adjacency"]:
+        found.append("its neighbouring data sets are not those of its sampler")
     return found
 
 

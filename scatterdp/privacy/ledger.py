@@ -62,7 +62,7 @@ def event_from_json(record: dict[str, Any]) -> dp_accounting.DpEvent:
     """The event that :func:`event_to_json` wrote.
 
     Raises:
-        ValueError: a type that the ledger does not know.
+        ValueError: a type that the ledger does not know, or a number that no mechanism has.
     """
     kind = _TYPES.get(record["type"])
     if kind is None:
@@ -74,7 +74,19 @@ def event_from_json(record: dict[str, Any]) -> dp_accounting.DpEvent:
         values["event"] = event_from_json(record["event"])
     if "events" in record:
         values["events"] = [event_from_json(part) for part in record["events"]]
+    _check_range(values)
     return kind(**values)
+
+
+def _check_range(values: dict[str, Any]) -> None:
+    """Raise ValueError for numbers that no mechanism has; an accountant would make something of them all the same."""
+    count, rate, noise = (values.get(name) for name in ("count", "sampling_probability", "noise_multiplier"))
+    if count is not None and not (isinstance(count, int) and count >= 0):
+        raise ValueError(f"count={count!r}: expected a whole number ≥ 0")
+    if rate is not None and not 0 <= rate <= 1:
+        raise ValueError(f"sampling_probability={rate!r}: expected a number from 0 to 1")
+    if noise is not None and not (math.isfinite(noise) and noise >= 0):
+        raise ValueError(f"noise_multiplier={noise!r}: expected a finite number ≥ 0")
 
 
 @dataclass(frozen=True)

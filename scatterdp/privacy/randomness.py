@@ -104,6 +104,7 @@ def describe_origin(origin: Origin) -> dict[str, object]:
             "floating-point Gaussian samples; not hardened against floating-point attacks (Mironov 2012)"
             if not known
             else "anyone who knows or guesses the seed can subtract the noise: the guarantee holds only against others; "
-            "leave --seed (random_state) out for a model that you release"
+            "leave --seed (random_state) out for a model that you release, and use a seed once: equal results of two runs tell that "
+            "their data are equal"
         ),
     }

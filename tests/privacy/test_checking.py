@@ -23,10 +23,16 @@ from scatterdp.privacy.statistics import statistics_event
 def certificate(*, sampling: Sampling = "poisson", batch_size: int = 100, noise: float = 2.0) -> dict[str, Any]:
     """A run's certificate as it is read from a file."""
     selection = make_selection(sampling, num_examples=1000, batch_size=batch_size, steps=30)
-    training = {"sampler": selection.describe(), "noise_multiplier": noise, "max_grad_norm": 0.1}
+    training = {
+        "sampler": selection.describe(),
+        "noise_multiplier": noise,
+        "max_grad_norm": 0.1,
+        "noise_standard_deviation": noise * 0.1,
+    }
+    statistics = {"feature_clip_norm": [2.0, 5.0], "noise_standard_deviation": [16.0, 40.0]}
     ledger = Ledger(
         [
-            LedgerEntry("channel statistics", statistics_event(8.0)),
+            LedgerEntry("channel statistics", statistics_event(8.0), statistics),
             LedgerEntry("training", selection.event(noise), training),
         ]
     )
@@ -120,9 +126,30 @@ def infinite_claim(values: dict[str, Any]) -> None:
     values["epsilon_by_accountant"]["rdp"] = None
 
 
+def another_adjacency(values: dict[str, Any]) -> None:
+    values["adjacency"] = "replace one example"
+
+
+def smaller_deviation(values: dict[str, Any]) -> None:
+    values["ledger"][1]["details"]["noise_standard_deviation"] = 1e-9
+
+
+def smaller_deviation_of_statistics(values: dict[str, Any]) -> None:
+    values["ledger"][0]["details"]["noise_standard_deviation"][1] *= 0.5
+
+
+def larger_delta_in_the_statement(values: dict[str, Any]) -> None:
+    values["statement"] = values["statement"].replace("δ = 1e-05", "δ = 1e-09")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (another_adjacency, "its neighbouring data sets are not those of its sampler"),
+        (smaller_deviation, "the noise of its training is not its noise multiplier times max_grad_norm"),
+        (smaller_deviation_of_statistics, "the noises of the channel statistics are not one multiple of their bounds"),
+        (noise_of_the_statistics, "the event of the channel statistics is not that of its noise and bounds"),
+        (larger_delta_in_the_statement, "its statement does not begin with"),
         (noise_of_the_event, "not that of its sampler and noise multiplier"),
         (noise_of_the_statistics, "its ledger gives"),
         (fewer_steps, "not that of its sampler"),
@@ -134,7 +161,7 @@ def infinite_claim(values: dict[str, Any]) -> None:
         (lower_epsilon_everywhere, "it claims ε = 0.5000 by pld"),
         (lower_epsilon_of_another, "by rdp_classic, its ledger gives"),
         (not_private, "it says private: False"),
-        (another_statement, "its statement does not say ε ="),
+        (another_statement, "its statement does not begin with 'This run is (ε = "),
         (no_training, "has 0 entries named training"),
         (infinite_claim, "it claims ε = ∞ by rdp"),
     ],
@@ -164,6 +191,33 @@ def test_a_sampler_without_steps_is_none(honest):
     for sampler in (values["sampler"], values["ledger"][1]["details"]["sampler"]):
         sampler["steps"] = 0
     with pytest.raises(UserError, match="steps=0: expected at least 1"):
+        check_certificate(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("count", -1),
+        ("count", 2.5),
+        ("sampling_probability", -0.1),
+        ("sampling_probability", 1.5),
+        ("noise_multiplier", -2.0),
+    ],
+)
+def test_numbers_that_no_mechanism_has(honest, name, value):
+    values = copy.deepcopy(honest)
+    event = values["ledger"][1]["event"]
+    while name not in event:
+        event = event["event"]
+    event[name] = value
+    with pytest.raises(UserError, match=rf"is damaged \(ValueError: {name}="):
+        check_certificate(values)
+
+
+def test_noise_too_small_for_numbers_is_no_traceback(honest):
+    values = copy.deepcopy(honest)
+    values["ledger"][0]["event"]["event"]["noise_multiplier"] = 1e-200
+    with pytest.raises(UserError, match="is damaged"):
         check_certificate(values)
 
 
