@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import numbers
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -177,12 +178,13 @@ class _Folds:
         """For each kind of example: the sizes of the training sets that it is in, with how often, and how many times it is scored."""
         splits, count = self.search.n_splits_, self.num_examples
         cv: Any = _splitter(self.search)
+        folds = _read_back(self.search, count) if _by_position(self.search) else []
         if not _by_position(self.search):
             size = count - -(-count // splits)  # of k even folds; not exact, and never claimed as private
             return [(Counter({size: splits}), splits)]
         patterns: set[tuple[tuple[tuple[int, int], ...], int]] = set()
         train, test = np.zeros((count, splits), bool), np.zeros((count, splits), bool)
-        for fold, (inside, outside) in enumerate(cv.split(np.zeros((count, 1)))):
+        for fold, (inside, outside) in enumerate(folds):
             train[inside, fold] = True
             test[outside, fold] = True
         sizes = train.sum(0)
@@ -252,13 +254,34 @@ def _noisy_scorers(search: Any) -> list[NoisyAccuracy]:
 
 
 def _by_position(search: Any) -> bool:
-    if search.cv is None or isinstance(search.cv, int):  # scikit-learn then stratifies a classifier's folds
+    if search.cv is None or isinstance(search.cv, numbers.Integral):  # scikit-learn then stratifies a classifier's folds
         return False
     return type(_splitter(search)) in BY_POSITION or not hasattr(search.cv, "split")  # given as lists of positions
 
 
 def _splitter(search: Any) -> Any:
     return check_cv(search.cv)
+
+
+def _read_back(search: Any, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The positions of each fold's examples to fit and to score, each at most once.
+
+    Raises:
+        UserError: they are not those that the search had (a generator gives its folds once), or do not fit so many examples.
+    """
+    splitter: Any = _splitter(search)
+    rows = np.arange(count)
+    try:
+        folds = [(rows[inside], rows[outside]) for inside, outside in splitter.split(rows[:, None])]
+    except (IndexError, ValueError) as error:
+        raise UserError(f"search: its folds do not fit {count} examples ({error}); fit it again") from error
+    if len(folds) != search.n_splits_:
+        raise UserError(
+            f"search: fitted on {search.n_splits_} folds, of which {len(folds)} can be read again; give cv as a splitter object or a list"
+        )
+    if any(len(np.unique(part)) < len(part) for fold in folds for part in fold):
+        raise UserError("search: an example is in a fold several times, and counts more than once there; name it once")
+    return folds
 
 
 def _repeats_itself(cv: Any) -> bool:

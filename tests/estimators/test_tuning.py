@@ -63,6 +63,22 @@ class TestGridSearch:
         certificate = tuning_certificate(search)
         assert certificate["epsilon"] == pytest.approx(by_hand(search, fits=2, scores=0), rel=1e-3)
 
+    @pytest.mark.parametrize("once", [lambda X: KFold(3).split(X), lambda X: iter(list(KFold(3).split(X)))])
+    def test_folds_that_can_be_read_only_once_are_refused(self, blobs, once):
+        search = searched(blobs, cv=once(blobs[0]))
+        with pytest.raises(UserError, match="of which 0 can be read again; give cv as a splitter object or a list"):
+            tuning_certificate(search)
+
+    def test_lists_of_positions_must_fit(self, blobs):
+        folds = [(np.arange(0, 350), np.arange(350, 600))]
+        search = searched(blobs, cv=folds)
+        folds[0] = (np.arange(0, 350), np.arange(350, 700))
+        with pytest.raises(UserError, match="do not fit 600 examples"):
+            tuning_certificate(search)
+        twice = searched(blobs, cv=[(np.r_[0:350, 0:350], np.arange(350, 600))])
+        with pytest.raises(UserError, match="several times"):
+            tuning_certificate(twice)
+
     def test_exact_scores_have_no_guarantee(self, blobs):
         certificate = tuning_certificate(searched(blobs, scoring=None))
         assert certificate["private"] is False
@@ -74,7 +90,7 @@ class TestGridSearch:
         assert "7 fits of the search alone are together (ε = " in certificate["statement"]
         assert check_certificate(json.loads(json.dumps(certificate))).disagreements == []
 
-    @pytest.mark.parametrize("cv", [3, StratifiedKFold(3)])
+    @pytest.mark.parametrize("cv", [3, np.int64(3), StratifiedKFold(3)])
     def test_stratified_folds_have_none(self, blobs, cv):
         certificate = tuning_certificate(searched(blobs, cv=cv))
         assert certificate["private"] is False
