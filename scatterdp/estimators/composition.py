@@ -6,12 +6,15 @@ from typing import Any
 
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
-from sklearn.utils import get_tags
+from sklearn.preprocessing import Binarizer, FunctionTransformer, Normalizer
 from sklearn.utils.validation import check_is_fitted
 
 from scatterdp.privacy.accounting import Accountant
 
 Part = tuple[str, dict[str, Any]]
+
+#: Transformers whose output for a row is a function of that row alone.
+ROW_BY_ROW = (Binarizer, Normalizer)
 
 
 def composed_certificate(
@@ -20,7 +23,8 @@ def composed_certificate(
     """What a fitted pipeline guarantees: ε of all its steps' releases together, by the accountant, not the sum of the steps' ε.
 
     A step that learns from the data without noise (``PCA``, ``StandardScaler``, …) makes the whole not private, and the ledger names it. Steps
-    that learn nothing (``Normalizer``, ``FunctionTransformer``, ``"passthrough"``) cost nothing.
+    known to take each row by itself (``Normalizer``, ``Binarizer``, ``FunctionTransformer()`` without a function, ``"passthrough"``) cost nothing;
+    any other is taken to learn, also a ``FunctionTransformer`` of a function, which may read all rows at once.
 
     Args:
         pipeline: a fitted :class:`sklearn.pipeline.Pipeline`, or a single estimator.
@@ -67,8 +71,12 @@ def steps_of(estimator: Any) -> list[tuple[str, Any]]:
 
 
 def learns_nothing(step: Any) -> bool:
-    """Whether fitting it reads no data."""
-    return step is None or step == "passthrough" or not get_tags(step).requires_fit
+    """Whether it is known to turn each row into another by itself: needing no ``fit`` is not enough, for ``transform`` sees all rows."""
+    if isinstance(step, str) or step is None:
+        return step in (None, "passthrough")
+    if type(step) is FunctionTransformer:
+        return step.func is None
+    return type(step) in ROW_BY_ROW
 
 
 def fresh(estimator: Any) -> Any:
