@@ -52,17 +52,22 @@ def composed_certificate(
 
 def parts_of(estimator: Any, name: str) -> tuple[list[Part], list[str]]:
     """The certificates in it, by step name, and the names of steps that learn without privacy."""
-    if isinstance(estimator, Pipeline):
-        parts, exposed = [], []
-        for step, part in estimator.steps:
-            more_parts, more_exposed = parts_of(part, step)
-            inside = isinstance(part, Pipeline)
-            parts += [(f"{step}: {inner}" if inside else inner, certificate) for inner, certificate in more_parts]
-            exposed += [f"{step}: {inner}" if inside else inner for inner in more_exposed]
-        return parts, exposed
-    if hasattr(estimator, "privacy_certificate_"):
-        return [(name, estimator.privacy_certificate_)], []
-    return [], [] if learns_nothing(estimator) else [name]
+    leaves = leaves_of(estimator, name)
+    parts = [(leaf, step.privacy_certificate_) for leaf, step in leaves if hasattr(step, "privacy_certificate_")]
+    return parts, [
+        leaf for leaf, step in leaves if not (hasattr(step, "privacy_certificate_") or learns_nothing(step))
+    ]
+
+
+def leaves_of(estimator: Any, name: str) -> list[tuple[str, Any]]:
+    """The steps of a pipeline and of the pipelines in it, ``outer: inner``; of something else, itself by this name."""
+    if not isinstance(estimator, Pipeline):
+        return [(name, estimator)]
+    return [
+        (f"{step}: {leaf}" if isinstance(part, Pipeline) else leaf, inside)
+        for step, part in estimator.steps
+        for leaf, inside in leaves_of(part, step)
+    ]
 
 
 def steps_of(estimator: Any) -> list[tuple[str, Any]]:

@@ -42,7 +42,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from scatterdp.errors import ConfigError, UserError
 from scatterdp.estimators import inputs
-from scatterdp.estimators.composition import fresh, learns_nothing, parts_of, steps_of
+from scatterdp.estimators.composition import fresh, learns_nothing, leaves_of, parts_of
 
 if TYPE_CHECKING:
     from scatterdp.privacy.accounting import Accountant
@@ -98,7 +98,8 @@ def tuning_certificate(
     """What a fitted ``GridSearchCV`` or ``RandomizedSearchCV`` cost: all fits, all scores and the last fit, composed for the example that is in most of them.
 
     The events are those of the candidates' parameters and the folds' sizes, which are public; every class is taken to be in every fold. Scores that are exact, folds that depend on the labels, and steps that learn
-    without privacy make the certificate's ``private`` false; ``certificate["model"]["fits"]`` then still tells what the fits alone cost.
+    without privacy, in any candidate, make the certificate's ``private`` false; ``certificate["model"]["fits"]`` then still tells what the fits alone cost,
+    unless one of them is such a step's.
 
     Args:
         search: fitted, with ``refit=True``, on private estimators or pipelines of them.
@@ -122,14 +123,22 @@ def tuning_certificate(
         raise UserError("search: its estimator is not differentially private; there is nothing to certify")
     last = parts[-1][1]
     claim = max(certificate["delta"] for _, certificate in parts) if delta is None else delta
-    fits = _Folds(search, dict(parts)).worst(claim, accountant or last["accountant"])
-    parts = [(f"last fit: {name}", certificate) for name, certificate in parts]
+    folds = _Folds(search, dict(parts))
     reasons = [f"{name}, fitted without privacy" for name in exposed]
+    reasons += [
+        f"{name} of a candidate, fitted without privacy or at a cost that is not known before"
+        for name in folds.unplanned()
+        if name not in exposed
+    ]
+    fits = [] if reasons else folds.worst(claim, accountant or last["accountant"])
+    parts = [(f"last fit: {name}", certificate) for name, certificate in parts]
+    learnt = bool(reasons)
     reasons += [] if _noisy_scorers(search) else ["exact scores on private examples, and the choice by them"]
     reasons += [] if _by_position(search) else ["folds that depend on the labels (take cv=KFold(…))"]
     alone = compose(parts, fits, delta=delta, accountant=accountant or last["accountant"])
     count = len(search.cv_results_["params"]) * search.n_splits_ + 1
-    model = {"name": "search", "fits": {"count": count, "epsilon": alone["epsilon"], "delta": alone["delta"]}}
+    epsilon = None if learnt else alone["epsilon"]
+    model = {"name": "search", "fits": {"count": count, "epsilon": epsilon, "delta": alone["delta"]}}
     if not reasons:
         return alone | {"model": model}
     whole = compose(
@@ -139,17 +148,18 @@ def tuning_certificate(
         accountant=accountant or last["accountant"],
         model=model,
     )
+    whole["statement"] += f" Without noise: {'; '.join(reasons)}."
+    if learnt:
+        return whole
     from scatterdp.privacy.certificate import rounded_up
 
     would_be = "are" if _by_position(search) else "would be, on folds by position,"
     told = (
         "not private either"
-        if alone["epsilon"] is None
-        else f"together (ε = {rounded_up(alone['epsilon'])}, δ = {alone['delta']!r})-private"
+        if epsilon is None
+        else f"together (ε = {rounded_up(epsilon)}, δ = {alone['delta']!r})-private"
     )
-    whole["statement"] += (
-        f" Without noise: {'; '.join(reasons)}. The {count} fits of the search alone {would_be} {told}."
-    )
+    whole["statement"] += f" The {count} fits of the search alone {would_be} {told}."
     return whole
 
 
@@ -164,6 +174,17 @@ class _Folds:
         self.num_examples: int = last["data"]["num_train"]
         self.num_classes = len(last["data"].get("classes", [])) or 2
         self._planned: dict[tuple[int, int], list[LedgerEntry]] = {}
+
+    def unplanned(self) -> list[str]:
+        """The names of candidates' steps that learn, and whose releases are not known before they do."""
+        return list(
+            dict.fromkeys(
+                name
+                for number in range(len(self.search.cv_results_["params"]))
+                for name, step in self._leaves(number)
+                if not (learns_nothing(step) or hasattr(step, "planned_ledger"))
+            )
+        )
 
     def worst(self, delta: float, accountant: Accountant) -> list[LedgerEntry]:
         """What the example that is in most of it has spent on fits and scores of folds."""
@@ -221,16 +242,23 @@ class _Folds:
         from scatterdp.privacy.ledger import LedgerEntry
 
         if (number, size) not in self._planned:
-            estimator = fresh(self.search.estimator).set_params(
-                **clone_values(self.search.cv_results_["params"][number])
-            )
             self._planned[number, size] = [
                 LedgerEntry(f"{name}: {entry.name}", entry.event)
-                for name, step in steps_of(estimator)
-                if not learns_nothing(step) and hasattr(step, "planned_ledger")
-                for entry in step.planned_ledger(size, input_shape(self.certificates[name]), self.num_classes)
+                for name, step in self._leaves(number)
+                if not learns_nothing(step)
+                for entry in step.planned_ledger(size, self._shape(name), self.num_classes)
             ]
         return self._planned[number, size]
+
+    def _leaves(self, number: int) -> list[tuple[str, Any]]:
+        """The steps of a candidate, not fitted."""
+        estimator = fresh(self.search.estimator).set_params(**clone_values(self.search.cv_results_["params"][number]))
+        return leaves_of(estimator, type(estimator).__name__)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """What a step was given; private steps keep it, so that one which the best candidate lacks was given what another was."""
+        *_, last = self.certificates.values()
+        return input_shape(self.certificates.get(name, last))
 
 
 def input_shape(certificate: dict[str, Any]) -> tuple[int, ...]:

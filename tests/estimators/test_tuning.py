@@ -13,9 +13,10 @@ from scipy.stats import norm
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, KFold, RandomizedSearchCV, ShuffleSplit, StratifiedKFold
 from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
 
 from scatterdp.errors import ConfigError, UserError
-from scatterdp.estimators import DPClassifier, DPStandardScaler, NoisyAccuracy, tuning_certificate
+from scatterdp.estimators import DPClassifier, DPRandomSearch, DPStandardScaler, NoisyAccuracy, tuning_certificate
 from scatterdp.privacy.accounting import epsilon_of
 from scatterdp.privacy.checking import check_certificate
 from scatterdp.privacy.gaussian import gaussian_epsilon, inverse_square_sum
@@ -110,6 +111,64 @@ class TestGridSearch:
         squares = sum(inverse_square_sum(entry.event) or math.nan for entry in scales)
         assert squares == pytest.approx(5 * scaler._noise_multiplier() ** -2, rel=1e-9)
         assert check_certificate(json.loads(json.dumps(certificate))).disagreements == []
+
+    def test_a_step_that_only_losers_have_counts(self, blobs):
+        """Whichever wins, every candidate was fitted on the folds."""
+        scaler = DPStandardScaler(epsilon=0.5, delta=1e-4, bounds=(-5, 5), random_state=0)
+        for wins in (0, 1):
+            pipeline = Pipeline([("scale", "passthrough"), ("classify", DPClassifier(delta=1e-4, random_state=0))])
+            search = GridSearchCV(
+                pipeline, {"scale": [scaler, "passthrough"]}, cv=KFold(3), scoring=NOISY, refit=lambda _, w=wins: w
+            ).fit(*blobs)
+            entries = Ledger.from_json(tuning_certificate(search)["ledger"]).entries
+            squares = sum(inverse_square_sum(entry.event) or math.nan for entry in entries if "scale: " in entry.name)
+            assert squares == pytest.approx((3 - wins) * scaler._noise_multiplier() ** -2, rel=1e-9)
+
+    @pytest.mark.parametrize(
+        ("steps", "candidates", "name"),
+        [
+            ([("s", "passthrough")], {"s": [StandardScaler(), "passthrough"]}, "s of a candidate"),
+            ([("s", "passthrough")], {"s": [Pipeline([("t", StandardScaler())]), "passthrough"]}, "s: t of a candidate"),
+            ([], {"c": [LogisticRegression(), DPClassifier(delta=1e-4)]}, "c of a candidate"),
+        ],
+    )
+    def test_a_step_without_privacy_counts_when_it_loses(self, blobs, steps, candidates, name):
+        pipeline = Pipeline([*steps, ("c", DPClassifier(delta=1e-4, random_state=0))])
+        search = GridSearchCV(pipeline, candidates, cv=KFold(3), scoring=NOISY, refit=lambda _: 1).fit(*blobs)
+        certificate = tuning_certificate(search)
+        assert certificate["private"] is False
+        assert certificate["model"]["fits"]["epsilon"] is None
+        assert f"{name}, fitted without privacy" in certificate["statement"]
+        assert "-private" not in certificate["statement"]
+        assert check_certificate(json.loads(json.dumps(certificate))).disagreements == []
+
+    def test_nothing_is_told_of_the_fits_alone_where_the_best_learns_without_privacy(self, blobs):
+        pipeline = Pipeline([("s", StandardScaler()), ("c", DPClassifier(delta=1e-4, random_state=0))])
+        search = GridSearchCV(pipeline, {"c__head": HEADS}, cv=KFold(3), scoring=NOISY).fit(*blobs)
+        certificate = tuning_certificate(search)
+        assert certificate["model"]["fits"]["epsilon"] is None
+        assert "Without noise: s, fitted without privacy." in certificate["statement"]
+        assert "-private" not in certificate["statement"]
+
+    def test_fits_that_cannot_be_planned(self, blobs):
+        inner = DPRandomSearch(DPClassifier(), {"head": HEADS}, delta=1e-4, mean_trials=2.0, random_state=0)
+        search = GridSearchCV(inner, {"epsilon": [1.0, 2.0]}, cv=KFold(2), scoring=NOISY).fit(*blobs)
+        certificate = tuning_certificate(search)
+        assert certificate["private"] is False
+        assert "DPRandomSearch of a candidate, fitted without privacy or at a cost that" in certificate["statement"]
+
+    def test_a_pipeline_in_a_pipeline_is_counted_on_folds(self, blobs):
+        scaler = DPStandardScaler(epsilon=0.5, delta=1e-4, bounds=(-5, 5), random_state=0)
+        classifier = DPClassifier(delta=1e-4, random_state=0)
+        flat = Pipeline([("scale", scaler), ("classify", classifier)])
+        nested = Pipeline([("first", Pipeline([("scale", scaler)])), ("classify", classifier)])
+        found = [
+            tuning_certificate(
+                GridSearchCV(pipeline, {"classify__head": HEADS}, cv=KFold(3), scoring=NOISY).fit(*blobs)
+            )["epsilon"]
+            for pipeline in (flat, nested)
+        ]
+        assert found[0] == pytest.approx(found[1], rel=1e-9)
 
     def test_other_searches(self, blobs):
         search = RandomizedSearchCV(
