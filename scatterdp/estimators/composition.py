@@ -54,9 +54,7 @@ def parts_of(estimator: Any, name: str) -> tuple[list[Part], list[str]]:
     """The certificates in it, by step name, and the names of steps that learn without privacy."""
     leaves = leaves_of(estimator, name)
     parts = [(leaf, step.privacy_certificate_) for leaf, step in leaves if hasattr(step, "privacy_certificate_")]
-    return parts, [
-        leaf for leaf, step in leaves if not (hasattr(step, "privacy_certificate_") or learns_nothing(step))
-    ]
+    return parts, [leaf for leaf, step in leaves if not (hasattr(step, "privacy_certificate_") or learns_nothing(step))]
 
 
 def leaves_of(estimator: Any, name: str) -> list[tuple[str, Any]]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import math
 import numbers
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -79,8 +80,12 @@ class NoisyAccuracy:
         """Accuracy with noise; may fall outside [0, 1]."""
         from scatterdp.privacy.noise import gaussian_noise
 
-        correct = np.asarray(estimator.predict(X)) == np.asarray(y)
-        exact = hashlib.sha256(np.packbits(correct).tobytes()).hexdigest()
+        predicted = np.asarray(estimator.predict(X))
+        correct = predicted == np.asarray(y)
+        # Bound to all that the count comes from: with equal noise on two folds or candidates, the difference of their scores would be exact.
+        parameters = estimator.get_params() if hasattr(estimator, "get_params") else {}
+        told = [type(estimator).__qualname__, *(f"{name}={value!r}" for name, value in sorted(parameters.items()))]
+        exact = [_digest(X), _digest(y), _digest(predicted), *(re.sub(r" at 0x[0-9A-Fa-f]+", "", one) for one in told)]
         noise = gaussian_noise(
             (1,),
             noise_multiplier=self.noise_multiplier,
@@ -261,6 +266,13 @@ class _Folds:
         return input_shape(self.certificates.get(name, last))
 
 
+def _digest(array: Any) -> str:
+    """Of rows, labels or predictions: their values, type and shape."""
+    values = np.asarray(array[:] if inputs.is_sliceable(array) else array)
+    content = repr(values.tolist()).encode() if values.dtype.hasobject else values.tobytes()
+    return hashlib.sha256(repr((values.dtype.str, values.shape)).encode() + content).hexdigest()
+
+
 def input_shape(certificate: dict[str, Any]) -> tuple[int, ...]:
     """``(D,)``, ``(H, W)`` or ``(H, W, 3)`` of what a fit was given."""
     if "image_shape" not in certificate["data"]:
@@ -282,7 +294,9 @@ def _noisy_scorers(search: Any) -> list[NoisyAccuracy]:
 
 
 def _by_position(search: Any) -> bool:
-    if search.cv is None or isinstance(search.cv, numbers.Integral):  # scikit-learn then stratifies a classifier's folds
+    if search.cv is None or isinstance(
+        search.cv, numbers.Integral
+    ):  # scikit-learn then stratifies a classifier's folds
         return False
     return type(_splitter(search)) in BY_POSITION or not hasattr(search.cv, "split")  # given as lists of positions
 

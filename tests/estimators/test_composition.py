@@ -60,7 +60,9 @@ def test_delta_and_accountant_can_be_chosen(pipeline):
 
 def test_steps_that_learn_nothing_are_free(blobs, pipeline):
     steps = private_steps()
-    longer = Pipeline([steps[0], ("rows", Normalizer()), ("nothing", "passthrough"), ("same", FunctionTransformer()), steps[1]]).fit(*blobs)
+    longer = Pipeline(
+        [steps[0], ("rows", Normalizer()), ("nothing", "passthrough"), ("same", FunctionTransformer()), steps[1]]
+    ).fit(*blobs)
     assert composed_certificate(longer)["epsilon"] == pytest.approx(composed_certificate(pipeline)["epsilon"], rel=1e-6)
 
 

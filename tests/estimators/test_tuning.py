@@ -10,6 +10,7 @@ import dp_accounting
 import numpy as np
 import pytest
 from scipy.stats import norm
+from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, KFold, RandomizedSearchCV, ShuffleSplit, StratifiedKFold
 from sklearn.pipeline import Pipeline
@@ -105,7 +106,9 @@ class TestGridSearch:
     def test_of_a_pipeline(self, blobs):
         scaler = DPStandardScaler(epsilon=0.5, delta=1e-4, bounds=(-5, 5), random_state=0)
         pipeline = Pipeline([("scale", scaler), ("classify", DPClassifier(delta=1e-4, random_state=0))])
-        search = GridSearchCV(pipeline, {"classify__head": HEADS}, cv=KFold(3), scoring=NOISY).fit(*blobs)
+        search = GridSearchCV(pipeline, {"classify__head": HEADS}, cv=KFold(3), scoring=NOISY, refit=lambda _: 0).fit(
+            *blobs
+        )
         certificate = tuning_certificate(search)
         scales = [e for e in Ledger.from_json(certificate["ledger"]).entries if "scale: " in e.name]
         squares = sum(inverse_square_sum(entry.event) or math.nan for entry in scales)
@@ -128,7 +131,11 @@ class TestGridSearch:
         ("steps", "candidates", "name"),
         [
             ([("s", "passthrough")], {"s": [StandardScaler(), "passthrough"]}, "s of a candidate"),
-            ([("s", "passthrough")], {"s": [Pipeline([("t", StandardScaler())]), "passthrough"]}, "s: t of a candidate"),
+            (
+                [("s", "passthrough")],
+                {"s": [Pipeline([("t", StandardScaler())]), "passthrough"]},
+                "s: t of a candidate",
+            ),
             ([], {"c": [LogisticRegression(), DPClassifier(delta=1e-4)]}, "c of a candidate"),
         ],
     )
@@ -164,7 +171,9 @@ class TestGridSearch:
         nested = Pipeline([("first", Pipeline([("scale", scaler)])), ("classify", classifier)])
         found = [
             tuning_certificate(
-                GridSearchCV(pipeline, {"classify__head": HEADS}, cv=KFold(3), scoring=NOISY).fit(*blobs)
+                GridSearchCV(pipeline, {"classify__head": HEADS}, cv=KFold(3), scoring=NOISY, refit=lambda _: 0).fit(
+                    *blobs
+                )
             )["epsilon"]
             for pipeline in (flat, nested)
         ]
@@ -209,6 +218,30 @@ class TestNoisyAccuracy:
         one, other = (scorer(self.Right(), np.where(np.arange(50) < n, y, -1), y) for n in (40, 41))
         assert one == scorer(self.Right(), np.where(np.arange(50) < 40, y, -1), y)
         assert abs((other - one) - 1 / 50) > 1e-6
+
+    def test_other_rows_labels_and_candidates_have_other_noise(self):
+        """With as many right at the same places."""
+
+        class Known(BaseEstimator):
+            def __init__(self, strength: float = 1.0, shift: int = 0) -> None:
+                self.strength, self.shift = strength, shift
+
+            def predict(self, X: np.ndarray) -> np.ndarray:
+                return (X[:, 0] + self.shift) % 5
+
+        scorer = NoisyAccuracy(noise_multiplier=4.0, random_state=0)
+        X = np.stack([np.arange(50), np.zeros(50)], 1)
+        y, moved = np.arange(50) % 5, X + [0, 1]
+        scores = [
+            scorer(Known(), X, y),
+            scorer(Known(), moved, y),
+            scorer(Known(), X + [1, 0], (y + 1) % 5),
+            scorer(Known(strength=2.0), X, y),
+            scorer(Known(shift=1), X, (y + 1) % 5),
+        ]
+        assert len(set(scores)) == len(scores)
+        assert scorer(Known(), X, y) == scores[0]
+        assert len({scorer(Known(), X.astype(object), y) for _ in range(2)}) == 1
 
     @pytest.mark.parametrize("noise_multiplier", [0, -1, math.inf, math.nan])
     def test_noise_that_is_none(self, noise_multiplier):
