@@ -79,6 +79,7 @@ def compose(
     accountant: Accountant | None = None,
     model: dict[str, Any] | None = None,
     more_limits: Sequence[str] = (),
+    more_origins: Sequence[Origin] = (),
 ) -> dict[str, Any]:
     """One certificate of several fits on the same examples: ε of their ledgers together, not the sum of their ε.
 
@@ -89,6 +90,7 @@ def compose(
         accountant: None: the first part's.
         model: see :func:`scatterdp.privacy.certificate.make_certificate`.
         more_limits: sentences beside those of the parts.
+        more_origins: where the noise of ``more`` comes from.
 
     Raises:
         UserError: no part, or parts on different numbers of examples.
@@ -111,7 +113,7 @@ def compose(
         accountant=accountant or first["accountant"],
         adjacency=ADJACENCY,
         sampler={"kind": "composed", "num_examples": sizes[0], "adjacency": ADJACENCY},
-        key=_weakest([certificate["noise_source"]["origin"] for certificate in certificates]),
+        key=_weakest([*more_origins, *(certificate["noise_source"]["origin"] for certificate in certificates)]),
         data=first["data"] | last["data"],
         features=first["features"],
         not_private=list(dict.fromkeys(name for c in certificates for name in c["not_private"])),

@@ -48,6 +48,7 @@ from scatterdp.estimators.composition import fresh, learns_nothing, leaves_of, p
 if TYPE_CHECKING:
     from scatterdp.privacy.accounting import Accountant
     from scatterdp.privacy.ledger import LedgerEntry
+    from scatterdp.privacy.randomness import Origin
 
 #: Splitters whose folds depend on the examples' positions and number, not on what is in them.
 BY_POSITION = (KFold, LeaveOneOut, LeavePOut, PredefinedSplit, RepeatedKFold, ShuffleSplit, TimeSeriesSplit)
@@ -140,7 +141,8 @@ def tuning_certificate(
     learnt = bool(reasons)
     reasons += [] if _noisy_scorers(search) else ["exact scores on private examples, and the choice by them"]
     reasons += [] if _by_position(search) else ["folds that depend on the labels (take cv=KFold(…))"]
-    alone = compose(parts, fits, delta=delta, accountant=accountant or last["accountant"])
+    origins = folds.origins()
+    alone = compose(parts, fits, delta=delta, accountant=accountant or last["accountant"], more_origins=origins)
     count = len(search.cv_results_["params"]) * search.n_splits_ + 1
     epsilon = None if learnt else alone["epsilon"]
     model = {"name": "search", "fits": {"count": count, "epsilon": epsilon, "delta": alone["delta"]}}
@@ -152,6 +154,7 @@ def tuning_certificate(
         delta=delta,
         accountant=accountant or last["accountant"],
         model=model,
+        more_origins=origins,
     )
     whole["statement"] += f" Without noise: {'; '.join(reasons)}."
     if learnt:
@@ -190,6 +193,17 @@ class _Folds:
                 if not (learns_nothing(step) or hasattr(step, "planned_ledger"))
             )
         )
+
+    def origins(self) -> list[Origin]:
+        """Where the noise of scores and of all candidates' fits comes from: any seed among their parameters may be that of some noise."""
+        seeds = [scorer.random_state for scorer in _noisy_scorers(self.search)]
+        for number in range(len(self.search.cv_results_["params"])):
+            seeds += [
+                value
+                for name, value in self._candidate(number).get_params().items()
+                if name.rpartition("__")[2] == "random_state"
+            ]
+        return ["system" if seed is None else "seed" for seed in seeds]
 
     def worst(self, delta: float, accountant: Accountant) -> list[LedgerEntry]:
         """What the example that is in most of it has spent on fits and scores of folds."""
@@ -257,8 +271,11 @@ class _Folds:
 
     def _leaves(self, number: int) -> list[tuple[str, Any]]:
         """The steps of a candidate, not fitted."""
-        estimator = fresh(self.search.estimator).set_params(**clone_values(self.search.cv_results_["params"][number]))
+        estimator = self._candidate(number)
         return leaves_of(estimator, type(estimator).__name__)
+
+    def _candidate(self, number: int) -> Any:
+        return fresh(self.search.estimator).set_params(**clone_values(self.search.cv_results_["params"][number]))
 
     def _shape(self, name: str) -> tuple[int, ...]:
         """What a step was given; private steps keep it, so that one which the best candidate lacks was given what another was."""

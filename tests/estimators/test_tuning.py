@@ -179,6 +179,21 @@ class TestGridSearch:
         ]
         assert found[0] == pytest.approx(found[1], rel=1e-9)
 
+    @pytest.mark.parametrize(
+        ("scorer", "candidates", "origin"),
+        [
+            (None, {"head": HEADS}, "system"),
+            (0, {"head": HEADS}, "seed"),
+            (None, {"random_state": [0, None]}, "seed"),
+        ],
+    )
+    def test_any_known_seed_is_told(self, blobs, scorer, candidates, origin):
+        scoring = NoisyAccuracy(noise_multiplier=5.0, random_state=scorer)
+        search = GridSearchCV(DPClassifier(delta=1e-4), candidates, cv=KFold(2), scoring=scoring, refit=lambda _: 1)
+        certificate = tuning_certificate(search.fit(*blobs))
+        assert certificate["noise_source"]["origin"] == origin
+        assert ("The noise comes from a seed" in certificate["statement"]) == (origin == "seed")
+
     def test_other_searches(self, blobs):
         search = RandomizedSearchCV(
             DPClassifier(delta=1e-4, random_state=0), {"epsilon": [0.5, 1.0]}, n_iter=2, cv=KFold(2), scoring=NOISY
@@ -231,11 +246,11 @@ class TestNoisyAccuracy:
 
         scorer = NoisyAccuracy(noise_multiplier=4.0, random_state=0)
         X = np.stack([np.arange(50), np.zeros(50)], 1)
-        y, moved = np.arange(50) % 5, X + [0, 1]
+        y, moved = np.arange(50) % 5, X + np.array([0, 1])
         scores = [
             scorer(Known(), X, y),
             scorer(Known(), moved, y),
-            scorer(Known(), X + [1, 0], (y + 1) % 5),
+            scorer(Known(), X + np.array([1, 0]), (y + 1) % 5),
             scorer(Known(strength=2.0), X, y),
             scorer(Known(shift=1), X, (y + 1) % 5),
         ]
