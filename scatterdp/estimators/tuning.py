@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 #: Splitters whose folds depend on the examples' positions and number, not on what is in them.
 BY_POSITION = (KFold, LeaveOneOut, LeavePOut, PredefinedSplit, RepeatedKFold, ShuffleSplit, TimeSeriesSplit)
+POSITIONS_GIVEN = "The folds given as lists of positions are taken to be chosen without the data."
 _MOST_PATTERNS = 50
 
 
@@ -103,7 +104,8 @@ def tuning_certificate(
 ) -> dict[str, Any]:
     """What a fitted ``GridSearchCV`` or ``RandomizedSearchCV`` cost: all fits, all scores and the last fit, composed for the example that is in most of them.
 
-    The events are those of the candidates' parameters and the folds' sizes, which are public; every class is taken to be in every fold. Scores that are exact, folds that depend on the labels, and steps that learn
+    Neighbouring data sets are those with one example's contribution replaced by nothing, so that the others keep their positions, and with them their
+    folds. The events are those of the candidates' parameters and the folds' sizes, which are public; every class is taken to be in every fold. Scores that are exact, folds that depend on the labels, and steps that learn
     without privacy, in any candidate, make the certificate's ``private`` false; ``certificate["model"]["fits"]`` then still tells what the fits alone cost,
     unless one of them is such a step's.
 
@@ -115,7 +117,7 @@ def tuning_certificate(
     Raises:
         UserError: another kind of search, no last fit, or no step of it is private.
     """
-    from scatterdp.estimators.certificates import compose, without_privacy
+    from scatterdp.estimators.certificates import BY_POSITION_ADJACENCY, compose, without_privacy
 
     check_is_fitted(search)
     if not (hasattr(search, "best_estimator_") and hasattr(search, "cv_results_") and hasattr(search, "n_splits_")):
@@ -142,7 +144,16 @@ def tuning_certificate(
     reasons += [] if _noisy_scorers(search) else ["exact scores on private examples, and the choice by them"]
     reasons += [] if _by_position(search) else ["folds that depend on the labels (take cv=KFold(…))"]
     origins = folds.origins()
-    alone = compose(parts, fits, delta=delta, accountant=accountant or last["accountant"], more_origins=origins)
+    assumptions = [POSITIONS_GIVEN] if _positions_given(search) else []
+    alone = compose(
+        parts,
+        fits,
+        delta=delta,
+        accountant=accountant or last["accountant"],
+        more_origins=origins,
+        adjacency=BY_POSITION_ADJACENCY,
+        assumptions=assumptions,
+    )
     count = len(search.cv_results_["params"]) * search.n_splits_ + 1
     epsilon = None if learnt else alone["epsilon"]
     model = {"name": "search", "fits": {"count": count, "epsilon": epsilon, "delta": alone["delta"]}}
@@ -155,6 +166,8 @@ def tuning_certificate(
         accountant=accountant or last["accountant"],
         model=model,
         more_origins=origins,
+        adjacency=BY_POSITION_ADJACENCY,
+        assumptions=assumptions,
     )
     whole["statement"] += f" Without noise: {'; '.join(reasons)}."
     if learnt:
@@ -316,6 +329,10 @@ def _by_position(search: Any) -> bool:
     ):  # scikit-learn then stratifies a classifier's folds
         return False
     return type(_splitter(search)) in BY_POSITION or not hasattr(search.cv, "split")  # given as lists of positions
+
+
+def _positions_given(search: Any) -> bool:
+    return _by_position(search) and (not hasattr(search.cv, "split") or isinstance(search.cv, PredefinedSplit))
 
 
 def _splitter(search: Any) -> Any:

@@ -12,7 +12,14 @@ import pytest
 from scipy.stats import norm
 from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, KFold, RandomizedSearchCV, ShuffleSplit, StratifiedKFold
+from sklearn.model_selection import (
+    GridSearchCV,
+    KFold,
+    PredefinedSplit,
+    RandomizedSearchCV,
+    ShuffleSplit,
+    StratifiedKFold,
+)
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -193,6 +200,25 @@ class TestGridSearch:
         certificate = tuning_certificate(search.fit(*blobs))
         assert certificate["noise_source"]["origin"] == origin
         assert ("The noise comes from a seed" in certificate["statement"]) == (origin == "seed")
+
+    def test_neighbours_keep_the_others_in_their_folds(self, blobs):
+        certificate = tuning_certificate(searched(blobs))
+        assert "zero-out" in certificate["adjacency"]
+        assert "zero-out" in certificate["statement"]
+        assert certificate["assumptions"] == []
+
+    @pytest.mark.parametrize(
+        "cv",
+        [[(np.arange(0, 350), np.arange(350, 600))], PredefinedSplit(np.arange(600) % 2)],
+        ids=["list", "predefined"],
+    )
+    def test_positions_that_were_given_are_taken_on_trust(self, blobs, cv):
+        certificate = tuning_certificate(searched(blobs, cv=cv))
+        assert certificate["assumptions"] == [
+            "The folds given as lists of positions are taken to be chosen without the data."
+        ]
+        assert certificate["assumptions"][0] in certificate["statement"]
+        assert check_certificate(json.loads(json.dumps(certificate))).disagreements == []
 
     def test_other_searches(self, blobs):
         search = RandomizedSearchCV(
