@@ -131,7 +131,9 @@ def compose(
         not_private=list(dict.fromkeys(name for c in certificates for name in c["not_private"])),
         model=model,
         more_limits=list(dict.fromkeys([*more_limits, REFITS])),
-        assumptions=list(dict.fromkeys([*assumptions, *(word for c in certificates for word in c.get("assumptions", []))])),
+        assumptions=list(
+            dict.fromkeys([*assumptions, *(word for c in certificates for word in c.get("assumptions", []))])
+        ),
     )
 
 

@@ -115,7 +115,7 @@ def tuning_certificate(
         accountant: which ε counts; None: the last fit's.
 
     Raises:
-        UserError: another kind of search, no last fit, or no step of it is private.
+        UserError: another kind of search, no last fit, no step of it is private, or folds that cannot be read again (``cv`` was a generator).
     """
     from scatterdp.estimators.certificates import BY_POSITION_ADJACENCY, compose, without_privacy
 
@@ -231,13 +231,12 @@ class _Folds:
         """For each kind of example: the sizes of the training sets that it is in, with how often, and how many times it is scored."""
         splits, count = self.search.n_splits_, self.num_examples
         cv: Any = _splitter(self.search)
-        folds = _read_back(self.search, count) if _by_position(self.search) else []
         if not _by_position(self.search):
             size = count - -(-count // splits)  # of k even folds; not exact, and never claimed as private
             return [(Counter({size: splits}), splits)]
         patterns: set[tuple[tuple[tuple[int, int], ...], int]] = set()
         train, test = np.zeros((count, splits), bool), np.zeros((count, splits), bool)
-        for fold, (inside, outside) in enumerate(folds):
+        for fold, (inside, outside) in enumerate(_read_back(self.search, count)):
             train[inside, fold] = True
             test[outside, fold] = True
         sizes = train.sum(0)
@@ -324,10 +323,8 @@ def _noisy_scorers(search: Any) -> list[NoisyAccuracy]:
 
 
 def _by_position(search: Any) -> bool:
-    if search.cv is None or isinstance(
-        search.cv, numbers.Integral
-    ):  # scikit-learn then stratifies a classifier's folds
-        return False
+    if search.cv is None or isinstance(search.cv, numbers.Integral):
+        return False  # scikit-learn then stratifies a classifier's folds
     return type(_splitter(search)) in BY_POSITION or not hasattr(search.cv, "split")  # given as lists of positions
 
 

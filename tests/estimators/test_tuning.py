@@ -40,6 +40,11 @@ def searched(blobs, estimator: Any = None, **arguments: Any) -> GridSearchCV:
     return GridSearchCV(estimator, {"head": HEADS}, **settings).fit(*blobs)
 
 
+def number(index: int) -> Any:
+    """The rule that this candidate is the best."""
+    return lambda _: index
+
+
 def by_hand(search: GridSearchCV, *, fits: int, scores: int) -> float:
     """ε of so many fits of each candidate, so many scores of each, and the last fit."""
     squares = scores * len(HEADS) * 5.0**-2
@@ -113,7 +118,7 @@ class TestGridSearch:
     def test_of_a_pipeline(self, blobs):
         scaler = DPStandardScaler(epsilon=0.5, delta=1e-4, bounds=(-5, 5), random_state=0)
         pipeline = Pipeline([("scale", scaler), ("classify", DPClassifier(delta=1e-4, random_state=0))])
-        search = GridSearchCV(pipeline, {"classify__head": HEADS}, cv=KFold(3), scoring=NOISY, refit=lambda _: 0).fit(
+        search = GridSearchCV(pipeline, {"classify__head": HEADS}, cv=KFold(3), scoring=NOISY, refit=number(0)).fit(
             *blobs
         )
         certificate = tuning_certificate(search)
@@ -128,7 +133,7 @@ class TestGridSearch:
         for wins in (0, 1):
             pipeline = Pipeline([("scale", "passthrough"), ("classify", DPClassifier(delta=1e-4, random_state=0))])
             search = GridSearchCV(
-                pipeline, {"scale": [scaler, "passthrough"]}, cv=KFold(3), scoring=NOISY, refit=lambda _, w=wins: w
+                pipeline, {"scale": [scaler, "passthrough"]}, cv=KFold(3), scoring=NOISY, refit=number(wins)
             ).fit(*blobs)
             entries = Ledger.from_json(tuning_certificate(search)["ledger"]).entries
             squares = sum(inverse_square_sum(entry.event) or math.nan for entry in entries if "scale: " in entry.name)
@@ -148,7 +153,7 @@ class TestGridSearch:
     )
     def test_a_step_without_privacy_counts_when_it_loses(self, blobs, steps, candidates, name):
         pipeline = Pipeline([*steps, ("c", DPClassifier(delta=1e-4, random_state=0))])
-        search = GridSearchCV(pipeline, candidates, cv=KFold(3), scoring=NOISY, refit=lambda _: 1).fit(*blobs)
+        search = GridSearchCV(pipeline, candidates, cv=KFold(3), scoring=NOISY, refit=number(1)).fit(*blobs)
         certificate = tuning_certificate(search)
         assert certificate["private"] is False
         assert certificate["model"]["fits"]["epsilon"] is None
@@ -178,7 +183,7 @@ class TestGridSearch:
         nested = Pipeline([("first", Pipeline([("scale", scaler)])), ("classify", classifier)])
         found = [
             tuning_certificate(
-                GridSearchCV(pipeline, {"classify__head": HEADS}, cv=KFold(3), scoring=NOISY, refit=lambda _: 0).fit(
+                GridSearchCV(pipeline, {"classify__head": HEADS}, cv=KFold(3), scoring=NOISY, refit=number(0)).fit(
                     *blobs
                 )
             )["epsilon"]
@@ -196,7 +201,7 @@ class TestGridSearch:
     )
     def test_any_known_seed_is_told(self, blobs, scorer, candidates, origin):
         scoring = NoisyAccuracy(noise_multiplier=5.0, random_state=scorer)
-        search = GridSearchCV(DPClassifier(delta=1e-4), candidates, cv=KFold(2), scoring=scoring, refit=lambda _: 1)
+        search = GridSearchCV(DPClassifier(delta=1e-4), candidates, cv=KFold(2), scoring=scoring, refit=number(1))
         certificate = tuning_certificate(search.fit(*blobs))
         assert certificate["noise_source"]["origin"] == origin
         assert ("The noise comes from a seed" in certificate["statement"]) == (origin == "seed")
