@@ -14,8 +14,12 @@ from scatterdp.privacy.accounting import ADJACENCY, Accountant
 from scatterdp.privacy.certificate import make_certificate, rounded_up
 from scatterdp.privacy.ledger import Ledger, LedgerEntry
 from scatterdp.privacy.randomness import Origin, RandomKey
+from scatterdp.privacy.sampling import ShuffledBatches
 
 NAME = "the arrays given to fit"
+
+#: Where examples are told apart by position, one that is added or removed would move all after it.
+BY_POSITION_ADJACENCY = ShuffledBatches.adjacency
 REFITS = (
     "Every further fit on the same people is a fresh spend, and cross-validation fits many times: scatterdp.estimators.tuning_certificate "
     "says what a search cost, composed_certificate what the steps of a pipeline cost together."
@@ -79,6 +83,9 @@ def compose(
     accountant: Accountant | None = None,
     model: dict[str, Any] | None = None,
     more_limits: Sequence[str] = (),
+    more_origins: Sequence[Origin] = (),
+    adjacency: str = ADJACENCY,
+    assumptions: Sequence[str] = (),
 ) -> dict[str, Any]:
     """One certificate of several fits on the same examples: ε of their ledgers together, not the sum of their ε.
 
@@ -89,6 +96,9 @@ def compose(
         accountant: None: the first part's.
         model: see :func:`scatterdp.privacy.certificate.make_certificate`.
         more_limits: sentences beside those of the parts.
+        more_origins: where the noise of ``more`` comes from.
+        adjacency: of the whole; a part's that is another than the usual one is that of the whole, too.
+        assumptions: see :func:`scatterdp.privacy.certificate.make_certificate`.
 
     Raises:
         UserError: no part, or parts on different numbers of examples.
@@ -105,18 +115,25 @@ def compose(
         for entry in Ledger.from_json(certificate["ledger"]).entries
     ]
     first, last = certificates[0], certificates[-1]
+    # What holds when an example is added or removed holds when it is replaced by nothing; not the other way round.
+    adjacency = next(
+        (found for found in (adjacency, *(c["adjacency"] for c in certificates)) if found != ADJACENCY), ADJACENCY
+    )
     return make_certificate(
         Ledger([*entries, *more]),
         delta=max(certificate["delta"] for certificate in certificates) if delta is None else delta,
         accountant=accountant or first["accountant"],
-        adjacency=ADJACENCY,
-        sampler={"kind": "composed", "num_examples": sizes[0], "adjacency": ADJACENCY},
-        key=_weakest([certificate["noise_source"]["origin"] for certificate in certificates]),
+        adjacency=adjacency,
+        sampler={"kind": "composed", "num_examples": sizes[0], "adjacency": adjacency},
+        key=_weakest([*more_origins, *(certificate["noise_source"]["origin"] for certificate in certificates)]),
         data=first["data"] | last["data"],
         features=first["features"],
         not_private=list(dict.fromkeys(name for c in certificates for name in c["not_private"])),
         model=model,
         more_limits=list(dict.fromkeys([*more_limits, REFITS])),
+        assumptions=list(
+            dict.fromkeys([*assumptions, *(word for c in certificates for word in c.get("assumptions", []))])
+        ),
     )
 
 

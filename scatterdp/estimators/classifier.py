@@ -60,6 +60,7 @@ class DPClassifier(ClassifierMixin, BaseEstimator):
         privacy_certificate_: dict[str, Any]
         head_: Head
         images_: Images | None
+        _spent: list[dict[str, Any]]  # what all fits of the object released
 
     def __init__(
         self,

@@ -6,12 +6,15 @@ from typing import Any
 
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
-from sklearn.utils import get_tags
+from sklearn.preprocessing import Binarizer, FunctionTransformer, Normalizer
 from sklearn.utils.validation import check_is_fitted
 
 from scatterdp.privacy.accounting import Accountant
 
 Part = tuple[str, dict[str, Any]]
+
+#: Transformers whose output for a row is a function of that row alone.
+ROW_BY_ROW = (Binarizer, Normalizer)
 
 
 def composed_certificate(
@@ -20,7 +23,8 @@ def composed_certificate(
     """What a fitted pipeline guarantees: ε of all its steps' releases together, by the accountant, not the sum of the steps' ε.
 
     A step that learns from the data without noise (``PCA``, ``StandardScaler``, …) makes the whole not private, and the ledger names it. Steps
-    that learn nothing (``Normalizer``, ``FunctionTransformer``, ``"passthrough"``) cost nothing.
+    known to take each row by itself (``Normalizer``, ``Binarizer``, ``FunctionTransformer()`` without a function, ``"passthrough"``) cost nothing;
+    any other is taken to learn, also a ``FunctionTransformer`` of a function, which may read all rows at once.
 
     Args:
         pipeline: a fitted :class:`sklearn.pipeline.Pipeline`, or a single estimator.
@@ -48,17 +52,20 @@ def composed_certificate(
 
 def parts_of(estimator: Any, name: str) -> tuple[list[Part], list[str]]:
     """The certificates in it, by step name, and the names of steps that learn without privacy."""
-    if isinstance(estimator, Pipeline):
-        parts, exposed = [], []
-        for step, part in estimator.steps:
-            more_parts, more_exposed = parts_of(part, step)
-            inside = isinstance(part, Pipeline)
-            parts += [(f"{step}: {inner}" if inside else inner, certificate) for inner, certificate in more_parts]
-            exposed += [f"{step}: {inner}" if inside else inner for inner in more_exposed]
-        return parts, exposed
-    if hasattr(estimator, "privacy_certificate_"):
-        return [(name, estimator.privacy_certificate_)], []
-    return [], [] if learns_nothing(estimator) else [name]
+    leaves = leaves_of(estimator, name)
+    parts = [(leaf, step.privacy_certificate_) for leaf, step in leaves if hasattr(step, "privacy_certificate_")]
+    return parts, [leaf for leaf, step in leaves if not (hasattr(step, "privacy_certificate_") or learns_nothing(step))]
+
+
+def leaves_of(estimator: Any, name: str) -> list[tuple[str, Any]]:
+    """The steps of a pipeline and of the pipelines in it, ``outer: inner``; of something else, itself by this name."""
+    if not isinstance(estimator, Pipeline):
+        return [(name, estimator)]
+    return [
+        (f"{step}: {leaf}" if isinstance(part, Pipeline) else leaf, inside)
+        for step, part in estimator.steps
+        for leaf, inside in leaves_of(part, step)
+    ]
 
 
 def steps_of(estimator: Any) -> list[tuple[str, Any]]:
@@ -67,8 +74,12 @@ def steps_of(estimator: Any) -> list[tuple[str, Any]]:
 
 
 def learns_nothing(step: Any) -> bool:
-    """Whether fitting it reads no data."""
-    return step is None or step == "passthrough" or not get_tags(step).requires_fit
+    """Whether it is known to turn each row into another by itself: needing no ``fit`` is not enough, for ``transform`` sees all rows."""
+    if isinstance(step, str) or step is None:
+        return step in (None, "passthrough")
+    if type(step) is FunctionTransformer:
+        return step.func is None
+    return type(step) in ROW_BY_ROW
 
 
 def fresh(estimator: Any) -> Any:

@@ -35,7 +35,8 @@ _OURS = ("epsilon", "delta", "accountant", "classes", "random_state")
 class DPRandomSearch(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     """The best of a random number of private fits, (ε, δ)-private as a whole.
 
-    **Formal guarantee.** A part of the examples, by position, is kept for scores. One example is either in every trial's fit or in every trial's score, and both are Gaussian mechanisms
+    **Formal guarantee.** A part of the examples, by position, is kept for scores; neighbouring data sets
+    have one example's contribution replaced by nothing, and the others keep their positions. One example is either in every trial's fit or in every trial's score, and both are Gaussian mechanisms
     (compositions of such) of noise multiplier at least σ, whichever candidate is drawn: a trial, its score included, costs no more than Gaussian(σ). The number
     of trials is drawn from a truncated negative binomial distribution and nobody learns it; the best of them, with its score, costs what theorem 2 of Papernot &
     Steinke says. σ is solved for.
@@ -93,7 +94,7 @@ class DPRandomSearch(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Search with fresh noise; spends the budget.
+        """Search with fresh noise; spends the budget. A second fit of the object warns, as those of the best classifier do.
 
         Args:
             X, y: see :meth:`DPClassifier.fit`.
@@ -104,7 +105,7 @@ class DPRandomSearch(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         """
         import dp_accounting
 
-        from scatterdp.estimators.certificates import estimator_certificate
+        from scatterdp.estimators.certificates import BY_POSITION_ADJACENCY, count_fit, estimator_certificate
         from scatterdp.estimators.fitting import CLASSES_FROM_LABELS
         from scatterdp.linear import Budget
         from scatterdp.linear.method import gaussian_entry
@@ -159,6 +160,7 @@ class DPRandomSearch(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
             rows,
             budget=Budget(epsilon=self.epsilon, delta=self.delta, accountant=self.accountant),
             key=key,
+            sampler={"kind": "none", "num_examples": len(labels), "adjacency": BY_POSITION_ADJACENCY},
             classes=[str(label) for label in classes],
             features=None if self.best_estimator_.features is None else {"extractor": self.best_estimator_.features},
             model={"name": "random search", "candidates": len(grid), "validation": len(kept)},
@@ -170,7 +172,9 @@ class DPRandomSearch(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         )
         # It had that of one trial, as if it had been the only one.
         self.best_estimator_.privacy_certificate_ = self.privacy_certificate_
+        self.best_estimator_._spent = list(self.privacy_certificate_["ledger"])
         self.classes_, self.n_features_in_ = classes, self.best_estimator_.n_features_in_
+        count_fit(self, self.privacy_certificate_)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -213,7 +217,7 @@ def _check_gaussian(
     """Refuse a candidate whose fit is not Gaussian with at least this noise.
 
     Raises:
-        ConfigError: it samples batches.
+        ConfigError: it samples batches, or has less noise.
     """
     from scatterdp.privacy.gaussian import inverse_square_sum
 
@@ -224,4 +228,8 @@ def _check_gaussian(
             f"head={classifier.head!r}: samples batches of {num_examples} examples, and trials are only compared where none is sampled; give "
             "candidates with another head"
         )
-    assert inverse_squares <= sigma**-2 * (1 + 1e-6), "a fit within ε has no less noise than the Gaussian of that ε"
+    if not inverse_squares <= sigma**-2 * (1 + 1e-6):
+        raise ConfigError(
+            f"head={classifier.head!r}: its fit has less noise than the Gaussian of noise multiplier {sigma} that a trial may cost; give candidates "
+            "with another head"
+        )

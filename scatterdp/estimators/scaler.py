@@ -155,6 +155,10 @@ class DPStandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             ) from None
         if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
             raise ConfigError(f"bounds={self.bounds!r}: expected finite numbers, low below high")
+        with np.errstate(over="ignore"):
+            width = high - low
+            if not (np.isfinite(width).all() and np.isfinite(2 / width).all()):
+                raise ConfigError(f"bounds={self.bounds!r}: too far apart or too close to divide by; give others")
         return low, high
 
 

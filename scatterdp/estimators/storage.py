@@ -86,6 +86,7 @@ def load_classifier(kind: type[DPClassifier], path: Path) -> Any:
         images = facts["images"]
         classifier.images_ = None if images is None else Images(**images | {"shape": tuple(images["shape"])})
         classifier.privacy_certificate_ = facts["certificate"]
+        classifier._spent = list(facts["certificate"]["ledger"])  # so that a further fit warns
         classifier.head_ = _head(tensors)
         if len(tensors["classifier.weight"]) != len(classifier.classes_):
             raise ValueError(

@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import numbers
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -41,14 +43,16 @@ from sklearn.utils.validation import check_is_fitted
 
 from scatterdp.errors import ConfigError, UserError
 from scatterdp.estimators import inputs
-from scatterdp.estimators.composition import fresh, learns_nothing, parts_of, steps_of
+from scatterdp.estimators.composition import fresh, learns_nothing, leaves_of, parts_of
 
 if TYPE_CHECKING:
     from scatterdp.privacy.accounting import Accountant
     from scatterdp.privacy.ledger import LedgerEntry
+    from scatterdp.privacy.randomness import Origin
 
 #: Splitters whose folds depend on the examples' positions and number, not on what is in them.
 BY_POSITION = (KFold, LeaveOneOut, LeavePOut, PredefinedSplit, RepeatedKFold, ShuffleSplit, TimeSeriesSplit)
+POSITIONS_GIVEN = "The folds given as lists of positions are taken to be chosen without the data."
 _MOST_PATTERNS = 50
 
 
@@ -78,8 +82,12 @@ class NoisyAccuracy:
         """Accuracy with noise; may fall outside [0, 1]."""
         from scatterdp.privacy.noise import gaussian_noise
 
-        correct = np.asarray(estimator.predict(X)) == np.asarray(y)
-        exact = hashlib.sha256(np.packbits(correct).tobytes()).hexdigest()
+        predicted = np.asarray(estimator.predict(X))
+        correct = predicted == np.asarray(y)
+        # Bound to all that the count comes from: with equal noise on two folds or candidates, the difference of their scores would be exact.
+        parameters = estimator.get_params() if hasattr(estimator, "get_params") else {}
+        told = [type(estimator).__qualname__, *(f"{name}={value!r}" for name, value in sorted(parameters.items()))]
+        exact = [_digest(X), _digest(y), _digest(predicted), *(re.sub(r" at 0x[0-9A-Fa-f]+", "", one) for one in told)]
         noise = gaussian_noise(
             (1,),
             noise_multiplier=self.noise_multiplier,
@@ -96,8 +104,10 @@ def tuning_certificate(
 ) -> dict[str, Any]:
     """What a fitted ``GridSearchCV`` or ``RandomizedSearchCV`` cost: all fits, all scores and the last fit, composed for the example that is in most of them.
 
-    The events are those of the candidates' parameters and the folds' sizes, which are public; every class is taken to be in every fold. Scores that are exact, folds that depend on the labels, and steps that learn
-    without privacy make the certificate's ``private`` false; ``certificate["model"]["fits"]`` then still tells what the fits alone cost.
+    Neighbouring data sets are those with one example's contribution replaced by nothing, so that the others keep their positions, and with them their
+    folds. The events are those of the candidates' parameters and the folds' sizes, which are public; every class is taken to be in every fold. Scores that are exact, folds that depend on the labels, and steps that learn
+    without privacy, in any candidate, make the certificate's ``private`` false; ``certificate["model"]["fits"]`` then still tells what the fits alone cost,
+    unless one of them is such a step's.
 
     Args:
         search: fitted, with ``refit=True``, on private estimators or pipelines of them.
@@ -105,9 +115,9 @@ def tuning_certificate(
         accountant: which ε counts; None: the last fit's.
 
     Raises:
-        UserError: another kind of search, no last fit, or no step of it is private.
+        UserError: another kind of search, no last fit, no step of it is private, or folds that cannot be read again (``cv`` was a generator).
     """
-    from scatterdp.estimators.certificates import compose, without_privacy
+    from scatterdp.estimators.certificates import BY_POSITION_ADJACENCY, compose, without_privacy
 
     check_is_fitted(search)
     if not (hasattr(search, "best_estimator_") and hasattr(search, "cv_results_") and hasattr(search, "n_splits_")):
@@ -121,14 +131,32 @@ def tuning_certificate(
         raise UserError("search: its estimator is not differentially private; there is nothing to certify")
     last = parts[-1][1]
     claim = max(certificate["delta"] for _, certificate in parts) if delta is None else delta
-    fits = _Folds(search, dict(parts)).worst(claim, accountant or last["accountant"])
-    parts = [(f"last fit: {name}", certificate) for name, certificate in parts]
+    folds = _Folds(search, dict(parts))
     reasons = [f"{name}, fitted without privacy" for name in exposed]
+    reasons += [
+        f"{name} of a candidate, fitted without privacy or at a cost that is not known before"
+        for name in folds.unplanned()
+        if name not in exposed
+    ]
+    fits = [] if reasons else folds.worst(claim, accountant or last["accountant"])
+    parts = [(f"last fit: {name}", certificate) for name, certificate in parts]
+    learnt = bool(reasons)
     reasons += [] if _noisy_scorers(search) else ["exact scores on private examples, and the choice by them"]
     reasons += [] if _by_position(search) else ["folds that depend on the labels (take cv=KFold(…))"]
-    alone = compose(parts, fits, delta=delta, accountant=accountant or last["accountant"])
+    origins = folds.origins()
+    assumptions = [POSITIONS_GIVEN] if _positions_given(search) else []
+    alone = compose(
+        parts,
+        fits,
+        delta=delta,
+        accountant=accountant or last["accountant"],
+        more_origins=origins,
+        adjacency=BY_POSITION_ADJACENCY,
+        assumptions=assumptions,
+    )
     count = len(search.cv_results_["params"]) * search.n_splits_ + 1
-    model = {"name": "search", "fits": {"count": count, "epsilon": alone["epsilon"], "delta": alone["delta"]}}
+    epsilon = None if learnt else alone["epsilon"]
+    model = {"name": "search", "fits": {"count": count, "epsilon": epsilon, "delta": alone["delta"]}}
     if not reasons:
         return alone | {"model": model}
     whole = compose(
@@ -137,18 +165,22 @@ def tuning_certificate(
         delta=delta,
         accountant=accountant or last["accountant"],
         model=model,
+        more_origins=origins,
+        adjacency=BY_POSITION_ADJACENCY,
+        assumptions=assumptions,
     )
+    whole["statement"] += f" Without noise: {'; '.join(reasons)}."
+    if learnt:
+        return whole
     from scatterdp.privacy.certificate import rounded_up
 
     would_be = "are" if _by_position(search) else "would be, on folds by position,"
     told = (
         "not private either"
-        if alone["epsilon"] is None
-        else f"together (ε = {rounded_up(alone['epsilon'])}, δ = {alone['delta']!r})-private"
+        if epsilon is None
+        else f"together (ε = {rounded_up(epsilon)}, δ = {alone['delta']!r})-private"
     )
-    whole["statement"] += (
-        f" Without noise: {'; '.join(reasons)}. The {count} fits of the search alone {would_be} {told}."
-    )
+    whole["statement"] += f" The {count} fits of the search alone {would_be} {told}."
     return whole
 
 
@@ -163,6 +195,28 @@ class _Folds:
         self.num_examples: int = last["data"]["num_train"]
         self.num_classes = len(last["data"].get("classes", [])) or 2
         self._planned: dict[tuple[int, int], list[LedgerEntry]] = {}
+
+    def unplanned(self) -> list[str]:
+        """The names of candidates' steps that learn, and whose releases are not known before they do."""
+        return list(
+            dict.fromkeys(
+                name
+                for number in range(len(self.search.cv_results_["params"]))
+                for name, step in self._leaves(number)
+                if not (learns_nothing(step) or hasattr(step, "planned_ledger"))
+            )
+        )
+
+    def origins(self) -> list[Origin]:
+        """Where the noise of scores and of all candidates' fits comes from: any seed among their parameters may be that of some noise."""
+        seeds = [scorer.random_state for scorer in _noisy_scorers(self.search)]
+        for number in range(len(self.search.cv_results_["params"])):
+            seeds += [
+                value
+                for name, value in self._candidate(number).get_params().items()
+                if name.rpartition("__")[2] == "random_state"
+            ]
+        return ["system" if seed is None else "seed" for seed in seeds]
 
     def worst(self, delta: float, accountant: Accountant) -> list[LedgerEntry]:
         """What the example that is in most of it has spent on fits and scores of folds."""
@@ -182,7 +236,7 @@ class _Folds:
             return [(Counter({size: splits}), splits)]
         patterns: set[tuple[tuple[tuple[int, int], ...], int]] = set()
         train, test = np.zeros((count, splits), bool), np.zeros((count, splits), bool)
-        for fold, (inside, outside) in enumerate(cv.split(np.zeros((count, 1)))):
+        for fold, (inside, outside) in enumerate(_read_back(self.search, count)):
             train[inside, fold] = True
             test[outside, fold] = True
         sizes = train.sum(0)
@@ -219,16 +273,33 @@ class _Folds:
         from scatterdp.privacy.ledger import LedgerEntry
 
         if (number, size) not in self._planned:
-            estimator = fresh(self.search.estimator).set_params(
-                **clone_values(self.search.cv_results_["params"][number])
-            )
             self._planned[number, size] = [
                 LedgerEntry(f"{name}: {entry.name}", entry.event)
-                for name, step in steps_of(estimator)
-                if not learns_nothing(step) and hasattr(step, "planned_ledger")
-                for entry in step.planned_ledger(size, input_shape(self.certificates[name]), self.num_classes)
+                for name, step in self._leaves(number)
+                if not learns_nothing(step)
+                for entry in step.planned_ledger(size, self._shape(name), self.num_classes)
             ]
         return self._planned[number, size]
+
+    def _leaves(self, number: int) -> list[tuple[str, Any]]:
+        """The steps of a candidate, not fitted."""
+        estimator = self._candidate(number)
+        return leaves_of(estimator, type(estimator).__name__)
+
+    def _candidate(self, number: int) -> Any:
+        return fresh(self.search.estimator).set_params(**clone_values(self.search.cv_results_["params"][number]))
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """What a step was given; private steps keep it, so that one which the best candidate lacks was given what another was."""
+        *_, last = self.certificates.values()
+        return input_shape(self.certificates.get(name, last))
+
+
+def _digest(array: Any) -> str:
+    """Of rows, labels or predictions: their values, type and shape."""
+    values = np.asarray(array[:] if inputs.is_sliceable(array) else array)
+    content = repr(values.tolist()).encode() if values.dtype.hasobject else values.tobytes()
+    return hashlib.sha256(repr((values.dtype.str, values.shape)).encode() + content).hexdigest()
 
 
 def input_shape(certificate: dict[str, Any]) -> tuple[int, ...]:
@@ -252,13 +323,38 @@ def _noisy_scorers(search: Any) -> list[NoisyAccuracy]:
 
 
 def _by_position(search: Any) -> bool:
-    if search.cv is None or isinstance(search.cv, int):  # scikit-learn then stratifies a classifier's folds
-        return False
+    if search.cv is None or isinstance(search.cv, numbers.Integral):
+        return False  # scikit-learn then stratifies a classifier's folds
     return type(_splitter(search)) in BY_POSITION or not hasattr(search.cv, "split")  # given as lists of positions
+
+
+def _positions_given(search: Any) -> bool:
+    return _by_position(search) and (not hasattr(search.cv, "split") or isinstance(search.cv, PredefinedSplit))
 
 
 def _splitter(search: Any) -> Any:
     return check_cv(search.cv)
+
+
+def _read_back(search: Any, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The positions of each fold's examples to fit and to score, each at most once.
+
+    Raises:
+        UserError: they are not those that the search had (a generator gives its folds once), or do not fit so many examples.
+    """
+    splitter: Any = _splitter(search)
+    rows = np.arange(count)
+    try:
+        folds = [(rows[inside], rows[outside]) for inside, outside in splitter.split(rows[:, None])]
+    except (IndexError, ValueError) as error:
+        raise UserError(f"search: its folds do not fit {count} examples ({error}); fit it again") from error
+    if len(folds) != search.n_splits_:
+        raise UserError(
+            f"search: fitted on {search.n_splits_} folds, of which {len(folds)} can be read again; give cv as a splitter object or a list"
+        )
+    if any(len(np.unique(part)) < len(part) for fold in folds for part in fold):
+        raise UserError("search: an example is in a fold several times, and counts more than once there; name it once")
+    return folds
 
 
 def _repeats_itself(cv: Any) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import Normalizer, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler, scale
 
 from scatterdp.errors import UserError
 from scatterdp.estimators import DPClassifier, DPStandardScaler, composed_certificate
@@ -60,11 +60,20 @@ def test_delta_and_accountant_can_be_chosen(pipeline):
 
 def test_steps_that_learn_nothing_are_free(blobs, pipeline):
     steps = private_steps()
-    longer = Pipeline([steps[0], ("rows", Normalizer()), ("nothing", "passthrough"), steps[1]]).fit(*blobs)
+    longer = Pipeline(
+        [steps[0], ("rows", Normalizer()), ("nothing", "passthrough"), ("same", FunctionTransformer()), steps[1]]
+    ).fit(*blobs)
     assert composed_certificate(longer)["epsilon"] == pytest.approx(composed_certificate(pipeline)["epsilon"], rel=1e-6)
 
 
-@pytest.mark.parametrize("step", [StandardScaler(), PCA(3)])
+class OwnNormalizer(Normalizer):
+    """Says that it needs no fit, and looks at all rows."""
+
+    def transform(self, X, copy=None):
+        return X - X.mean(0)
+
+
+@pytest.mark.parametrize("step", [StandardScaler(), PCA(3), FunctionTransformer(scale), OwnNormalizer()])
 def test_a_step_that_learns_without_noise_is_named(blobs, step):
     certificate = composed_certificate(Pipeline([("learn", step), *private_steps()]).fit(*blobs))
     assert certificate["private"] is False

@@ -10,9 +10,11 @@ import pickle
 import numpy as np
 import pytest
 from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer
 
 from scatterdp.errors import ConfigError
-from scatterdp.estimators import DPClassifier, DPRandomSearch, NoisyAccuracy, random_search
+from scatterdp.estimators import DPClassifier, DPRandomSearch, NoisyAccuracy, composed_certificate, random_search
 from scatterdp.estimators.composition import fresh
 from scatterdp.privacy.checking import check_certificate
 from scatterdp.privacy.gaussian import inverse_square_sum
@@ -54,6 +56,36 @@ def test_the_certificate_is_of_the_whole_search(fitted):
     told = " ".join(guarantee_in_words(certificate, checked).split())
     assert "the best of a random number of trials, 4 on average, each a sum with Gaussian noise" in told
     assert "how long the search took" in told
+
+
+def test_neighbours_keep_the_others_positions(fitted):
+    assert "zero-out" in fitted.privacy_certificate_["adjacency"]
+    assert "zero-out" in composed_certificate(make_pipeline(Normalizer(), fitted), delta=1e-4)["adjacency"]
+
+
+def test_further_fits_warn(blobs, fitted, tmp_path):
+    """Of the search, of its best classifier and of what was saved: with what they cost together, the search's ε included."""
+    again = search().fit(*blobs)
+    with pytest.warns(UserWarning, match=r"DPRandomSearch.fit: a further fit is a fresh spend") as warned:
+        again.fit(*blobs)
+    assert len(warned) == 1
+    best = again.best_estimator_
+    assert best._spent == again.privacy_certificate_["ledger"]
+    best.save(tmp_path / "model")
+    for classifier in (best, DPClassifier.load(tmp_path / "model")):
+        with pytest.warns(UserWarning, match=r"DPClassifier.fit: a further fit is a fresh spend"):
+            classifier.fit(*blobs)
+        assert classifier._spent[0]["name"] == "best of a random number of trials"
+
+
+def test_a_candidate_with_less_noise_is_refused():
+    classifier = DPClassifier(delta=1e-4, head="class_means", centre=False)
+    (planned,) = classifier.planned_ledger(480, (6,), 3)
+    squares = inverse_square_sum(planned.event)
+    assert squares is not None
+    random_search._check_gaussian(classifier, 480, (6,), 3, squares**-0.5)
+    with pytest.raises(ConfigError, match="less noise"):
+        random_search._check_gaussian(classifier, 480, (6,), 3, 1.01 * squares**-0.5)
 
 
 def test_the_best_is_saved_with_it(fitted, blobs, tmp_path):

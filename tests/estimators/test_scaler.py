@@ -108,7 +108,20 @@ class TestScaling:
         assert "numbers of the run are exact" not in told
 
     @pytest.mark.parametrize(
-        "bounds", [None, 3, (0, 0), (1, 0), (0, np.inf), ([0, 0, 0], 1), (0, 1, 2), ("a", "b"), (np.nan, 1)]
+        "bounds",
+        [
+            None,
+            3,
+            (0, 0),
+            (1, 0),
+            (0, np.inf),
+            ([0, 0, 0], 1),
+            (0, 1, 2),
+            ("a", "b"),
+            (np.nan, 1),
+            (0, 5e-324),
+            (-1e308, 1e308),
+        ],
     )
     def test_bounds_that_are_none(self, bounds):
         with pytest.raises(ConfigError, match="bounds="):
