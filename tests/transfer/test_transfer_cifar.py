@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from scatterdp.cache.files import cache_path
 from scatterdp.datasets import load_dataset
 from scatterdp.errors import ConfigError, UserError
 from scatterdp.extractors import make_extractor
@@ -285,9 +286,10 @@ class TestCaches:
             run(on_cache(tmp_path / "x"))
 
     def test_scatterdps_own_features_serve_too(self, tmp_path, digits_features_dir):
-        (file,) = digits_features_dir.glob("*.h5")
+        extractor = make_extractor("scatternet", (1, 8, 8))
+        file = cache_path(load_dataset("digits"), extractor, features_dir=digits_features_dir)
         found = certificate(run(on_cache(file, run_dir=tmp_path / "run")).path)
-        assert found["features"]["extractor"] == make_extractor("scatternet", (1, 8, 8)).name
+        assert found["features"]["extractor"] == extractor.name
         assert found["ledger"][0]["details"]["bound_source"].startswith("256 synthetic")
 
     def test_a_run_that_was_stopped_goes_on_to_the_same_weights(self, cached):
