@@ -13,7 +13,7 @@ import tyro
 from scatterdp.cache import ranks_of_environment
 from scatterdp.commands.exits import exit_code
 from scatterdp.commands.extract import extract_to_cache, load_images
-from scatterdp.errors import ConfigError
+from scatterdp.errors import ConfigError, DatasetError
 from scatterdp.training.device import resolve_device
 from transfer.sources import make_backbone
 
@@ -67,7 +67,10 @@ def extract_backbone(
         if value is not None and not 0 < value <= most:
             raise ConfigError(f"{name}={value}: expected a number above 0" + (" and at most 1" if most == 1 else ""))
     ranks = ranks_of_environment()
-    dataset = load_images(config.images, config.data_dir, ranks)
+    try:
+        dataset = load_images(config.images, config.data_dir, ranks)
+    except DatasetError as error:  # the other commands' flag is called dataset
+        raise DatasetError(str(error).replace("--dataset=", "--images=", 1)) from error
     extractor = make_backbone(
         backbone, weights, dataset.image_shape, image_size=image_size, crop=crop, normalize=normalize
     ).to(resolve_device(config.device))

@@ -112,7 +112,7 @@ def test_errors_are_one_sentence_and_2(run_module, own_images, tmp_path, module,
         (["--image_size=0"], "image_size=0: expected a number above 0"),
         (["--crop=2"], "crop=2.0: expected a number above 0 and at most 1"),
         (["--device=cuda:99"], "device=cuda:99: this machine shows"),
-        (["--images=nowhere.npz"], "--dataset=nowhere.npz: no such file"),
+        (["--images=nowhere.npz"], "--images=nowhere.npz: no such file"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_written(mine, own_images, tmp_path, capsys, flags, message):
