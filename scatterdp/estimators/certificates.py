@@ -10,6 +10,7 @@ import dp_accounting
 
 from scatterdp.errors import UserError
 from scatterdp.linear import Budget, Matrix
+from scatterdp.linear.method import every_row
 from scatterdp.privacy.accounting import ADJACENCY, Accountant
 from scatterdp.privacy.certificate import make_certificate, rounded_up
 from scatterdp.privacy.ledger import Ledger, LedgerEntry
@@ -53,7 +54,7 @@ def estimator_certificate(
         model: how the model was made.
         not_private, more_limits: see :func:`scatterdp.privacy.certificate.make_certificate`.
     """
-    sampler = sampler or {"kind": "none", "num_examples": X.shape[0], "adjacency": ADJACENCY}
+    sampler = sampler or every_row(X.shape[0])
     data: dict[str, Any] = {"name": NAME, "num_train": X.shape[0]}
     if image_shape is not None:
         data["image_shape"] = list(image_shape)

@@ -25,6 +25,7 @@ CENTRE_SHARE = 0.05
 COVARIANCE_SHARE = 0.1
 LARGEST_FULL_BATCH = 100_000
 FULL_BATCH_STEPS = 100
+SAMPLED_EPOCHS = 20
 MAX_GRAD_NORM = 0.5
 _LONGEST_STEP = 32.0  # of the weights, for one clipped mean gradient of full length
 _NOISE_OF_ALL_STEPS = 0.15  # of each weight, times √steps, without momentum
@@ -78,6 +79,10 @@ def choose(problem: Problem, budget: Budget, *, channels: int | None = None) -> 
         return "class_means"
     if channels is not None and channels <= MOST_FEATURES and noise < 0.01:
         return "preconditioned"
+    return _descent_of(problem)
+
+
+def _descent_of(problem: Problem) -> HeadName:
     return "gradient_descent" if problem.num_examples <= LARGEST_FULL_BATCH else "dp_sgd"
 
 
@@ -101,18 +106,11 @@ def make_method(name: HeadName, problem: Problem, budget: Budget, *, channels: i
     return _MAKERS[choose(problem, budget, channels=channels) if name == "auto" else name](problem, budget, channels)
 
 
-def _descent(problem: Problem, budget: Budget, channels: int | None) -> GradientDescent:
-    del channels
-    return _tuned(problem, budget, batch_size=problem.num_examples, epochs=FULL_BATCH_STEPS)
-
-
-def _dp_sgd(problem: Problem, budget: Budget, channels: int | None) -> GradientDescent:
-    del channels
-    return _tuned(problem, budget, batch_size=max(1, problem.num_examples // 8), epochs=20)
-
-
-def _tuned(problem: Problem, budget: Budget, *, batch_size: int, epochs: int) -> GradientDescent:
+def _descent(problem: Problem, budget: Budget, name: HeadName) -> GradientDescent:
     """A learning rate at which the noise of all steps stays a fixed small length, and that is stable without noise."""
+    full = name == "gradient_descent"
+    batch_size = problem.num_examples if full else max(1, problem.num_examples // 8)
+    epochs = FULL_BATCH_STEPS if full else SAMPLED_EPOCHS
     steps = problem.num_examples // batch_size * epochs
     step = min(_LONGEST_STEP, _NOISE_OF_ALL_STEPS * problem.num_examples / (budget.one_release(1.0) * steps))
     return GradientDescent(
@@ -122,15 +120,15 @@ def _tuned(problem: Problem, budget: Budget, *, batch_size: int, epochs: int) ->
 
 def _preconditioned(problem: Problem, budget: Budget, channels: int | None) -> PreconditionedDescent:
     return PreconditionedDescent(
-        descent=(_descent if problem.num_examples <= LARGEST_FULL_BATCH else _dp_sgd)(problem, budget, channels),
+        descent=_descent(problem, budget, _descent_of(problem)),
         covariance_noise_multiplier=budget.one_release(COVARIANCE_SHARE),
         channels=channels,
     )
 
 
 _MAKERS: dict[HeadName, Callable[[Problem, Budget, int | None], Method]] = {
-    "dp_sgd": _dp_sgd,
-    "gradient_descent": _descent,
+    "dp_sgd": lambda problem, budget, channels: _descent(problem, budget, "dp_sgd"),
+    "gradient_descent": lambda problem, budget, channels: _descent(problem, budget, "gradient_descent"),
     "preconditioned": _preconditioned,
     "newton": lambda problem, budget, channels: Newton(problem=problem),
     "least_squares": lambda problem, budget, channels: LeastSquares(problem=problem),

@@ -17,10 +17,8 @@ from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.rows import FeatureRows
 
 _COUNTING = 0.3  # the constant entry of every row: its sums are the classes' sizes
-
-_CONFIDENCE = (
-    4.0  # logits between two classes whose means are as far apart as usual, for an example in the middle of one
-)
+# Logits between two classes whose means are as far apart as usual, for an example in the middle of one.
+_CONFIDENCE = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +66,7 @@ class ClassMeans:
             weight=(scale * means).float(),
             bias=bias.float(),
             entries=[gaussian_entry("class sums", noise_multiplier, 1.0, numbers=sums.numel())],
-            sampler=every_row(p),
+            sampler=every_row(p.num_examples),
         )
 
 

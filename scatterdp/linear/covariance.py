@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scatterdp.linear.method import Problem, gaussian_entry, unit_blocks
+from scatterdp.linear.method import Problem, gaussian_entry, store, unit_blocks
 from scatterdp.privacy.ledger import LedgerEntry
 from scatterdp.privacy.noise import symmetric_gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
@@ -60,13 +60,20 @@ def release_second_moments(
         channels: one covariance of so many channels, shared by all places; None: of all features.
         constant: see :func:`scatterdp.linear.method.unit_blocks`.
     """
-    total = exact_second_moments(rows, problem, channels=channels, constant=constant)
-    size = len(total)
-    total += symmetric_gaussian_noise(
+    exact = exact_second_moments(rows, problem, channels=channels, constant=constant)
+    return noisy_second_moments(exact, noise_multiplier=noise_multiplier, key=key)
+
+
+def noisy_second_moments(
+    exact: Tensor, *, noise_multiplier: float, key: RandomKey
+) -> tuple[SecondMoments, LedgerEntry]:
+    """The release of :func:`exact_second_moments` that have been computed already; the guarantee is there."""
+    size = len(exact)
+    noise = symmetric_gaussian_noise(
         size, noise_multiplier=noise_multiplier, sensitivity=1.0, key=key, purpose="second moments", counter=0
     )
     entry = gaussian_entry("second moments of the features", noise_multiplier, 1.0, numbers=size * (size + 1) // 2)
-    return SecondMoments(sum=total, noise=noise_multiplier), entry
+    return SecondMoments(sum=exact + noise, noise=noise_multiplier), entry
 
 
 def exact_second_moments(
@@ -102,8 +109,7 @@ def even_rows(rows: FeatureRows, matrix: Tensor) -> FeatureRows:
     squares = torch.empty_like(rows.squared_norms)
     start = 0
     for block in rows.x.split(8192):
-        stored = x[start : start + len(block)].copy_(transformed(block.float(), matrix))
-        squares[start : start + len(block)] = stored.float().square().sum(1)
+        store(x, squares, start, transformed(block.float(), matrix))
         start += len(block)
     return FeatureRows(x, rows.y, squares, rows.physical_batch_size)
 

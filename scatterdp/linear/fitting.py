@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import dp_accounting
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from scatterdp.errors import UserError
 from scatterdp.heads import Head
 from scatterdp.linear.choice import CENTRE_SHARE, Budget, HeadName, make_method, worth_centring
-from scatterdp.linear.method import Method, Problem
+from scatterdp.linear.method import Method, Problem, store
 from scatterdp.linear.sphere import UnitSphere, release_centre
 from scatterdp.privacy.calibration import calibrate_noise_multiplier, check_target
 from scatterdp.privacy.ledger import Ledger, LedgerEntry
@@ -184,7 +184,7 @@ def unit_rows(x: Matrix, y: np.ndarray) -> tuple[FeatureRows, str]:
             raise UserError(
                 f"X: row {start + int((~finite).nonzero()[0])} has NaN or infinite values; remove the example or repair it"
             )
-        _store(stored, squares, start, sphere(values))
+        store(stored, squares, start, sphere(values))
     labels = torch.from_numpy(np.ascontiguousarray(y, np.int64))
     return FeatureRows(stored, labels, squares, max(DEFAULT_PHYSICAL_BATCH, _PIECE // size)), digest.hexdigest()
 
@@ -192,10 +192,5 @@ def unit_rows(x: Matrix, y: np.ndarray) -> tuple[FeatureRows, str]:
 def _centred(rows: FeatureRows, sphere: UnitSphere) -> FeatureRows:
     """The same memory, its rows less the mean and of length one again."""
     for start in range(0, len(rows.y), _BLOCK):
-        _store(rows.x, rows.squared_norms, start, sphere(rows.x[start : start + _BLOCK]))
+        store(rows.x, rows.squared_norms, start, sphere(rows.x[start : start + _BLOCK]))
     return rows
-
-
-def _store(stored: Tensor, squares: Tensor, start: int, values: Tensor) -> None:
-    part = stored[start : start + len(values)].copy_(values)
-    squares[start : start + len(values)] = part.float().square().sum(1)

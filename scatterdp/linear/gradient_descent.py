@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import dp_accounting
 import torch
-from torch import nn
 
 from scatterdp.config import Schedule
 from scatterdp.engines import ENGINES
+from scatterdp.heads import make_classifier
 from scatterdp.linear.method import Problem, Solution
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.loop import TrainingState, train
@@ -68,10 +68,8 @@ class GradientDescent:
     def solve(self, rows: FeatureRows, *, noise_multiplier: float, key: RandomKey) -> Solution:
         """Start at zero, train, return the averaged weights (post-processing of all weights, so free)."""
         plan = self.plan(noise_multiplier)
-        classifier = nn.Linear(self.problem.num_features, self.problem.num_classes, device=rows.x.device)
-        nn.init.zeros_(classifier.weight)
-        nn.init.zeros_(classifier.bias)
-        state = TrainingState.begin(classifier, plan)
+        classifier = make_classifier("linear", (self.problem.num_features, 1, 1), self.problem.num_classes)
+        state = TrainingState.begin(classifier.to(rows.x.device), plan)
         entry = train(state, rows, plan, key=key, engine=ENGINES["linear"])
         average = state.average.average
         return Solution(

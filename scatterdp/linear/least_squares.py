@@ -13,7 +13,7 @@ import dp_accounting
 import torch
 from torch import Tensor
 
-from scatterdp.linear.covariance import exact_second_moments, release_second_moments
+from scatterdp.linear.covariance import exact_second_moments, noisy_second_moments
 from scatterdp.linear.method import Problem, Solution, check_matrix_size, every_row, gaussian_entry, unit_blocks
 from scatterdp.privacy.noise import gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
@@ -21,11 +21,8 @@ from scatterdp.training.rows import FeatureRows
 
 _CONSTANT = 0.3
 _TEMPERATURE = 10.0  # scores near 0 and 1 become probabilities by a softmax of so much of them
-_MOMENTS, _PRODUCTS, _EIGENVALUE = (
-    1.0,
-    1.0,
-    4.0,
-)  # noise multipliers of the three releases, in units of the one that is solved for
+# Noise multipliers of the three releases, in units of the one that is solved for.
+_MOMENTS, _PRODUCTS, _EIGENVALUE = 1.0, 1.0, 4.0
 _FAILURE = 0.05  # Wang's ϱ
 
 
@@ -63,7 +60,8 @@ class LeastSquares:
         p = self.problem
         size = p.num_features + 1
         products = exact_products(rows, p)
-        smallest = float(torch.linalg.eigvalsh(exact_second_moments(rows, p, constant=_CONSTANT))[0])
+        exact = exact_second_moments(rows, p, constant=_CONSTANT)
+        smallest = float(torch.linalg.eigvalsh(exact)[0])
 
         def noise(shape: tuple[int, ...], factor: float, purpose: str):
             return gaussian_noise(
@@ -78,9 +76,7 @@ class LeastSquares:
 
         products += noise(tuple(products.shape), _PRODUCTS, "products with labels")
         smallest += float(noise((), _EIGENVALUE, "smallest eigenvalue"))
-        moments, moments_entry = release_second_moments(
-            rows, p, noise_multiplier=_MOMENTS * noise_multiplier, key=key, constant=_CONSTANT
-        )
+        moments, moments_entry = noisy_second_moments(exact, noise_multiplier=_MOMENTS * noise_multiplier, key=key)
         # Wang's: the eigenvalue less a margin that it exceeds but with probability ϱ, and the norm of the matrix's noise.
         margin = _EIGENVALUE * noise_multiplier * math.sqrt(2 * math.log(2 / _FAILURE))
         ridge = max(
@@ -105,7 +101,7 @@ class LeastSquares:
                     "smallest eigenvalue of the second moments", _EIGENVALUE * noise_multiplier, 1.0, numbers=1
                 ),
             ],
-            sampler=every_row(p),
+            sampler=every_row(p.num_examples),
         )
 
 

@@ -100,7 +100,7 @@ class Newton:
             weight=(weight[:, :-1] * (1 - _CONSTANT**2) ** 0.5).float(),
             bias=(weight[:, -1] * _CONSTANT).float(),
             entries=[gaussian_entry(name, sigma, bound, steps=self.steps) for name, sigma, bound in releases],
-            sampler=every_row(p),
+            sampler=every_row(p.num_examples),
         )
 
 
