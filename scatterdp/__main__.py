@@ -13,6 +13,7 @@ COMMANDS = {
     "extract": "compute and cache features",
     "cache": "show, check and remove cached features",
     "synthetic": "draw a sheet of synthetic images",
+    "report": "a page about runs: results, curves, certificates",
     "benchmark": "measure what clipping per example costs",
     "certificate": "print and check what a run guarantees",
     "budget": "how much noise a budget needs",

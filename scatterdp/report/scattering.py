@@ -14,12 +14,16 @@ from scatterdp.extractors.scatternet import ScatterNet
 
 
 def plot_scattering(extractor: ScatterNet, image: np.ndarray, path: Path) -> None:
+    """Write :func:`draw_scattering` to ``path``, a PNG file."""
+    draw_scattering(extractor, image).savefig(path, dpi=150)
+
+
+def draw_scattering(extractor: ScatterNet, image: np.ndarray) -> Figure:
     """Draw the wavelets and one image's coefficients.
 
     Args:
         extractor: without mirror folding or with; coefficients are drawn without, of the first colour.
         image: ``(H, W)`` or ``(H, W, 3)`` uint8.
-        path: the PNG file to write.
     """
     config = extractor.config
     J, L = config.J, config.L
@@ -58,7 +62,8 @@ def plot_scattering(extractor: ScatterNet, image: np.ndarray, path: Path) -> Non
             axis.set_xlabel("θ₂", fontsize=8)
             axis.set_ylabel("θ₁", fontsize=8)
             axis.tick_params(labelsize=6)
-    figure.savefig(path, dpi=150)
+            axis.grid(visible=False)
+    return figure
 
 
 def _around_origin(response: np.ndarray, reach: int) -> np.ndarray:
