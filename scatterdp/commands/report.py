@@ -46,7 +46,7 @@ def run(argv: list[str]) -> int:
     """
     config = tyro.cli(ReportConfig, prog="scatterdp report", args=argv, use_underscores=True, description=__doc__)
     if config.tail is not None:
-        from scatterdp.sweeps.follow import follow
+        from scatterdp.sweeps.follow import follow  # pyright: ignore[reportMissingImports]
 
         follow(config.tail)
         return 0

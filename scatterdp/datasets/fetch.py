@@ -38,9 +38,7 @@ def default_data_dir() -> Path:
     return Path(os.environ.get(DATA_DIR_VARIABLE) or "data")
 
 
-def fetch_published(
-    name: str, *, data_dir: Path, on_event: Callable[[str], None], local_only: bool = False
-) -> Dataset:
+def fetch_published(name: str, *, data_dir: Path, on_event: Callable[[str], None], local_only: bool = False) -> Dataset:
     """Load a published data set, downloading it if it is not in ``data_dir``.
 
     Whatever the source, the decoded arrays are verified against published digests. What was downloaded is stored

@@ -12,12 +12,13 @@ from typing import Any
 
 from scatterdp.config import BaselinesConfig, CnnsConfig, TrainingConfig
 
+_WIDTH = 88  # of one line; a longer command has a line a flag
 _PLACES = ("run_dir", "resume")  # where one run is; another goes elsewhere
 _SHARED = {field.name: field.default for field in dataclasses.fields(TrainingConfig)}
 
 
 def command_line(config: dict[str, Any], *, show_seed: bool) -> str:
-    """A line for a shell that does the same again in a new run folder.
+    """What to type into a shell that does the same again in a new run folder.
 
     Flags at their default are left out where the default is known; a flag that is written out changes nothing.
 
@@ -34,7 +35,9 @@ def command_line(config: dict[str, Any], *, show_seed: bool) -> str:
         and value is not None
         and (name not in defaults or value != _plain(defaults[name]))
     ]
-    return shlex.join(["python", "-m", *module.split(), *flags])
+    words = [shlex.join(["python", "-m", *module.split()]), *map(shlex.quote, flags)]
+    line = " ".join(words)
+    return line if len(line) <= _WIDTH else " \\\n    ".join(words)
 
 
 def _command(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -41,7 +41,7 @@ def plot_accuracy(runs: Sequence[Run], published: Sequence[PublishedResult], *, 
     if not settings:
         return None
     with style():
-        figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
         axes = figure.subplots()
         _epsilon_axis(axes, [_epsilon(s) for s in private] + [e for result in published for e in result.points])
         lines = _lines(private)
@@ -58,7 +58,9 @@ def plot_accuracy(runs: Sequence[Run], published: Sequence[PublishedResult], *, 
                 x, y, color=line.colour, marker=line.marker, markersize=5.5, markeredgecolor=PAPER, markeredgewidth=0.6,
                 linestyle="-" if line.is_joined else "none", label=line.label,
             )  # fmt: skip
-            bars = [(at, value, 100 * s.deviation) for at, value, s in zip(x, y, line.settings, strict=True) if s.deviation]
+            bars = [
+                (at, value, 100 * s.deviation) for at, value, s in zip(x, y, line.settings, strict=True) if s.deviation
+            ]
             if bars:
                 axes.errorbar(*zip(*bars, strict=True), color=line.colour, capsize=2.5, linestyle="none", linewidth=1.2)  # type: ignore[call-overload]
         _draw_published(axes, published)
@@ -85,7 +87,7 @@ def plot_training(runs: Sequence[Run], *, dataset: str) -> Drawing | None:
     if not settings:
         return None
     with style():
-        figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
         for line in _lines(settings):
             for number, setting in enumerate(line.settings):
@@ -102,7 +104,14 @@ def plot_training(runs: Sequence[Run], *, dataset: str) -> Drawing | None:
                 }
                 label = line.label if number == len(line.settings) - 1 else None
                 above.plot(epochs, [sum(v) / len(v) for v in values], label=label, **look)
-                above.fill_between(epochs, [min(v) for v in values], [max(v) for v in values], color=line.colour, alpha=0.15, linewidth=0)
+                above.fill_between(
+                    epochs,
+                    [min(v) for v in values],
+                    [max(v) for v in values],
+                    color=line.colour,
+                    alpha=0.15,
+                    linewidth=0,
+                )
                 spent = [row.get("epsilon") for row in curves[0][:length]]
                 if all(isinstance(value, int | float) for value in spent):
                     below.plot(epochs, spent, **look)
@@ -112,7 +121,10 @@ def plot_training(runs: Sequence[Run], *, dataset: str) -> Drawing | None:
         below.set_xlabel("epoch")
         below.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend_below(figure, above)
-    firsts, lasts = zip(*((_epochs(s.runs[0])[0]["test_accuracy"], _epochs(s.runs[0])[-1]["test_accuracy"]) for s in settings), strict=True)
+    firsts, lasts = zip(
+        *((_epochs(s.runs[0])[0]["test_accuracy"], _epochs(s.runs[0])[-1]["test_accuracy"]) for s in settings),
+        strict=True,
+    )
     return Drawing(
         name=file_name(dataset, "training"),
         figure=figure,
@@ -149,7 +161,7 @@ def plot_spending(runs: Sequence[Run], *, dataset: str) -> Drawing | None:
             for part in parts:
                 width = part.epsilon or 0.0
                 axes.barh(y, width, 0.86, color=colours[part.mechanism])
-                axes.text(width, y, f" {width:.2f}", va="center", fontsize=7.5, color=INK)
+                axes.annotate(f"{width:.2f}", (width, y), (3, 0), textcoords="offset points", va="center", fontsize=7.5)
                 y += 1
             ticks.append(((begin + y - 1) / 2, _ledger_in_words(run)))
             y += 0.7
@@ -161,7 +173,8 @@ def plot_spending(runs: Sequence[Run], *, dataset: str) -> Drawing | None:
         axes.set_xlabel("ε")
         legend_below(figure, axes)
     told = "; ".join(
-        f"{_ledger_in_words(run).replace(chr(10), ', ')}: " + ", ".join(f"{_alone(p.mechanism)} {p.epsilon or 0:.2f}" for p in parts)
+        f"{_ledger_in_words(run).replace(chr(10), ', ')}: "
+        + ", ".join(f"{_alone(p.mechanism)} {p.epsilon or 0:.2f}" for p in parts)
         for parts, run in shown[:_MOST_TOLD]
     )
     return Drawing(
@@ -188,7 +201,10 @@ def _lines(settings: Sequence[Setting]) -> list[_Line]:
     """At most as many as there are colours: by budget, else by model and features, else the rest in grey."""
     series = same_but_for_budget(settings)
     if len(series) <= len(SERIES):
-        return [_Line(name, s, i, is_joined=True) for i, (name, s) in enumerate(zip(names_of_series(series), series, strict=True))]
+        return [
+            _Line(name, s, i, is_joined=True)
+            for i, (name, s) in enumerate(zip(names_of_series(series), series, strict=True))
+        ]
     families: dict[str, list[Setting]] = {}
     for setting in settings:
         run = setting.runs[0]
@@ -208,8 +224,15 @@ def _draw_published(axes: Axes, published: Sequence[PublishedResult]) -> None:
         look: Any = {"color": MUTED, "linestyle": _DASHES[number % len(_DASHES)], "linewidth": 1.1}
         epsilons, accuracies = zip(*points, strict=True)
         values = [100 * accuracy for accuracy in accuracies]
-        label = f"{', '.join(r.method for r in results)}: {'/'.join(f'{v:.1f}' for v in values)} % ({results[0].source})"
-        marks: Any = {"marker": MARKERS[-1 - number], "markersize": 6, "markerfacecolor": PAPER, "markeredgecolor": MUTED}
+        label = (
+            f"{', '.join(r.method for r in results)}: {'/'.join(f'{v:.1f}' for v in values)} % ({results[0].source})"
+        )
+        marks: Any = {
+            "marker": MARKERS[-1 - number],
+            "markersize": 6,
+            "markerfacecolor": PAPER,
+            "markeredgecolor": MUTED,
+        }
         if len(points) == 1:
             axes.axhline(values[0], zorder=1, alpha=0.6, **look)
         axes.plot(epsilons, values, label=label, **marks, **look)
@@ -240,7 +263,9 @@ def _epsilon_axis(axes: Axes, epsilons: Sequence[float]) -> None:
     if values[-1] / values[0] >= 3:
         axes.set_xscale("log")
         axes.set_xlim(values[0] / 1.25, values[-1] * 1.25)
-        ticks = [v for e in range(-4, 4) for m in (1, 2, 3, 5) if values[0] / 1.25 <= (v := m * 10.0**e) <= values[-1] * 1.25]
+        ticks = [
+            v for e in range(-4, 4) for m in (1, 2, 3, 5) if values[0] / 1.25 <= (v := m * 10.0**e) <= values[-1] * 1.25
+        ]
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -256,7 +281,9 @@ def _ledger_in_words(run: Run) -> str:
         return f"{run.model}\nε = {run.epsilon:.3g}"
     rate = run.summary.get("sample_rate")
     sampled = f", q = {rate:.3g}" if isinstance(rate, int | float) and rate < 1 else ""
-    return f"{run.model}, σ = {plan.get('noise_multiplier', math.nan):.3g}\n{run.summary.get('steps', '?')} steps{sampled}"
+    return (
+        f"{run.model}, σ = {plan.get('noise_multiplier', math.nan):.3g}\n{run.summary.get('steps', '?')} steps{sampled}"
+    )
 
 
 def _alone(mechanism: str) -> str:
@@ -294,7 +321,8 @@ def _told(settings: Sequence[Setting]) -> str:
 
 def _told_published(published: Sequence[PublishedResult]) -> str:
     told = [
-        f"{result.method} {', '.join(f'{100 * a:.1f} % at ε = {e:g}' for e, a in result.points.items())}" for result in published
+        f"{result.method} {', '.join(f'{100 * a:.1f} % at ε = {e:g}' for e, a in result.points.items())}"
+        for result in published
     ]
     return f"Published: {'; '.join(told)}." if told else ""
 

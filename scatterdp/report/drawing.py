@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -32,10 +33,10 @@ DARK = {
 }  # fmt: skip
 """A colour of the page's style sheet for each name: what :data:`LIGHT` is drawn in, and what it becomes in the dark."""
 
-WIDTH = 5.2  # inches; on a phone's 328 pixels text of nine points still has eight pixels
-_LEGEND = 66  # letters that fit beside a line's sample
+WIDTH = 4.5  # inches: on a phone's 328 pixels a point is a pixel
+_LEGEND = 56  # letters that fit beside a line's sample
 
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "scatterdp",
     "text.parse_math": False,  # names are people's own
@@ -94,7 +95,9 @@ class Drawing:
         """SVG for the page: no fixed size, its colours by name, no identifier that another figure has."""
         text = io.StringIO()
         with style():
-            self.figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+            self.figure.savefig(
+                text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+            )
         svg = text.getvalue()
         svg = svg[svg.index("<svg") :]
         svg = re.sub(r"<metadata>.*?</metadata>", "", svg, count=1, flags=re.DOTALL)

@@ -73,7 +73,9 @@ def plot_confusion(run: Run) -> Drawing | None:
         axes.set_aspect("equal")
         axes.grid(visible=False)
         is_long = max(map(len, names)) > 3
-        axes.set_xticks(range(len(names)), names, rotation=45 if is_long else 0, ha="right" if is_long else "center", fontsize=8)
+        axes.set_xticks(
+            range(len(names)), names, rotation=45 if is_long else 0, ha="right" if is_long else "center", fontsize=8
+        )
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.tick_params(length=0)
         axes.set_xlabel("predicted class")
@@ -86,7 +88,7 @@ def plot_confusion(run: Run) -> Drawing | None:
         title="Confusion matrix",
         alt=f"Confusion matrix of {run.name} on {matrix.sum()} test examples of {run.dataset}: {right:.1f} % on the diagonal. "
         f"Most frequent mistakes: {pairs or 'none'}.",
-        caption=f"Run {run.name}, last weights, in numbers of test examples. Darker: a larger share of the true class.",
+        caption=f"Run {run.name}, last weights, in numbers of test examples. The stronger a cell, the larger its share of the true class.",
     )
 
 
@@ -104,9 +106,7 @@ class PublicImages:
     def of(self, run: Run) -> Dataset | str:
         """The run's data set, or why there are no images of it to show, as a sentence."""
         if not run.is_published or run.dataset not in DATASET_NAMES:
-            return (
-                "No test images are shown: these are someone's own data, and their test split may be of private people, whom no ε protects."
-            )
+            return "No test images are shown: these are someone's own data, and their test split may be of private people, whom no ε protects."
         if run.dataset not in self._known:
             self._known[run.dataset] = self._load(run.dataset)
         found = self._known[run.dataset]
@@ -137,7 +137,9 @@ def plot_misclassified(run: Run, dataset: Dataset) -> Drawing | None:
         for axes in figure.subplots(rows, _COLUMNS, squeeze=False).flat:
             axes.axis("off")
         for axes, index in zip(figure.axes, wrong, strict=False):
-            axes.imshow(dataset.x_test[index], cmap="gray" if dataset.x_test.ndim == 3 else None, interpolation="nearest")
+            axes.imshow(
+                dataset.x_test[index], cmap="gray" if dataset.x_test.ndim == 3 else None, interpolation="nearest"
+            )
             axes.set_title(
                 f"{names[dataset.y_test[index]]}\nas {names[run.predicted[index]]}", fontsize=8, linespacing=1.15
             )

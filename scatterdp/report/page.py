@@ -7,8 +7,10 @@ run no script but its own.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -33,8 +35,8 @@ from scatterdp.report.examples import (
     plot_example,
     plot_misclassified,
 )
-from scatterdp.report.published import SOURCES, published_on
-from scatterdp.report.runs import Found, Run, Sweep
+from scatterdp.report.published import SOURCES, PublishedResult, published_on
+from scatterdp.report.runs import Found, Run, Sweep, unique
 from scatterdp.report.settings import data_key, differing, same_but_for_seed, settings_of, shown
 from scatterdp.report.spending import TOGETHER, spending
 
@@ -111,9 +113,10 @@ def write_report(
     folder = out.with_name(f"{out.stem}_files")
     groups = _groups(found.runs)
     images = PublicImages(data_dir)
+    taken: set[str] = set()
     for group in groups:
         say(f"{group.name}: {len(group.runs)} run{_s(group.runs)}")
-        _draw(group, images)
+        _draw(group, images, taken)
     page = _render(found, groups, folder.name)
     try:
         folder.mkdir(exist_ok=True)
@@ -152,10 +155,11 @@ def _groups(runs: Sequence[Run]) -> list[_Group]:
     return groups
 
 
-def _draw(group: _Group, images: PublicImages) -> None:
+def _draw(group: _Group, images: PublicImages, taken: set[str]) -> None:
+    """Draw a group's figures, each under a name of its own."""
     runs, name = group.runs, group.name
     drawings = [
-        plot_accuracy(runs, published_on(name) if runs[0].is_published else [], dataset=name),
+        plot_accuracy(runs, _published(group), dataset=name),
         plot_training(runs, dataset=name),
         plot_spending(runs, dataset=name),
     ]
@@ -167,8 +171,11 @@ def _draw(group: _Group, images: PublicImages) -> None:
             group.notes.append(
                 f"No confusion matrix is drawn of {len(example.classes)} classes; each run's most frequent mistakes stand with its certificate."
             )
-        more = f" of {len(with_predictions)} with predictions" if len(with_predictions) > 1 else ""
-        group.notes.append(f"Examples are of {example.name}, the private run{more} that is best on the test split.")
+        if len(with_predictions) > 1:
+            group.notes.append(
+                f"Mistakes are shown of {example.name}: of {len(with_predictions)} runs that recorded their predictions the private one with the "
+                "highest test accuracy."
+            )
     else:
         group.notes.append(
             "No confusion matrix and no mistakes are shown: these runs recorded no test predictions (no test_predictions.npz in their folders)."
@@ -178,7 +185,14 @@ def _draw(group: _Group, images: PublicImages) -> None:
         drawings += [plot_misclassified(example, dataset), plot_example(example, dataset)]
     else:
         group.notes.append(dataset)
-    group.drawings.extend(drawing for drawing in drawings if drawing is not None)
+    for drawing in drawings:
+        if drawing is not None:
+            group.drawings.append(dataclasses.replace(drawing, name=unique(drawing.name, taken)))
+
+
+def _published(group: _Group) -> list[PublishedResult]:
+    run = group.runs[0]
+    return published_on(run.dataset) if run.is_published else []
 
 
 def _render(found: Found, groups: list[_Group], folder: str) -> str:
@@ -235,21 +249,22 @@ def _highlight(group: _Group) -> str:
         if at not in best or setting.mean > best[at].mean:
             best[at] = setting
     told = [
-        f"{_percent(setting.mean, setting.deviation)} at ε = {at}" for at, setting in sorted(best.items(), key=lambda item: float(item[0]))
+        f"{_percent(setting.mean, setting.deviation)} at ε\xa0=\xa0{at}"
+        for at, setting in sorted(best.items(), key=lambda item: float(item[0]))
     ]
     if not told:
         return ""
-    return f"{group.name}: {', '.join(told[:6])}{' …' if len(told) > 6 else ''} (test accuracy, best setting at each ε)"
+    return f"{group.name}: {', '.join(told[:6])}{', …' if len(told) > 6 else ''}"
 
 
 def _cautions(runs: Sequence[Run], groups: Sequence[_Group]) -> list[str]:
     told = []
-    for group in groups:
-        if len(group.runs) > 1:
-            told.append(
-                f"{len(group.runs)} runs used the training data of {group.name}. Each ε is of one run alone: to publish several costs their "
-                "composition, and to pick the best by its accuracy is not free either."
-            )
+    if several := [group for group in groups if len(group.runs) > 1]:
+        counted = ", ".join(f"{len(group.runs)} of {group.name}" for group in several)
+        told.append(
+            f"Several runs used the same training data ({counted}). Each ε is of one run alone: to publish several costs their composition, and to "
+            "pick the best by its accuracy is not free either."
+        )
     told.append("Test accuracy and mistakes are exact: no noise protects the test examples.")
     if any(not run.is_published for run in runs):
         told.append(
@@ -282,7 +297,11 @@ def _shared(runs: Sequence[Run]) -> str:
         return ""
     apart = set(differing(runs))
     values = settings_of(runs[0])
-    told = [f"{title} {shown(value)}" for title, value in values.items() if title not in apart and value is not None]
+    told = [
+        f"{title} {shown(value)}"
+        for title, value in values.items()
+        if title not in apart and value not in (None, False)
+    ]
     return ", ".join(told)
 
 
@@ -290,16 +309,18 @@ def _results(runs: Sequence[Run], group_of: dict[str, _Group], identifiers: dict
     titles = _columns_of_settings(runs)
     several = len({group.id for group in group_of.values()}) > 1
     told = [settings_of(run) for run in runs]
-    numeric = {title: all(_is_number(values.get(title)) or values.get(title) is None for values in told) for title in titles}
+    numeric = {
+        title: all(_is_number(values.get(title)) or values.get(title) is None for values in told) for title in titles
+    }
     columns = [
         Column("Run", is_number=False),
-        *([Column("Data set", is_number=False)] if several else []),
-        Column("Model", is_number=False),
-        Column("Features", is_number=False),
         Column("ε"),
         Column("Test accuracy (%)"),
         Column("Averaged weights (%)"),
-        *(Column(title, is_number=numeric[title]) for title in titles),
+        *([Column("Data set", is_number=False)] if several else []),
+        Column("Model", is_number=False),
+        Column("Features", is_number=False),
+        *(Column(_heading(title), is_number=numeric[title]) for title in titles),
         Column("Seed"),
         Column("Training (s)"),
     ]
@@ -308,15 +329,18 @@ def _results(runs: Sequence[Run], group_of: dict[str, _Group], identifiers: dict
         group = group_of[run.name]
         cells = [
             Cell(run.name, warning="certificate disagrees" if run.checked.disagreements else ""),
+            _epsilon_cell(run),
+            _accuracy_cell(run.accuracy),
+            _accuracy_cell(run.averaged_accuracy),
             *([Cell(group.name)] if several else []),
             Cell(run.model),
             Cell(run.features),
-            Cell(f"{run.epsilon:.3f}", run.epsilon) if run.epsilon is not None else Cell("∞", 1e308, "not private"),
-            _accuracy_cell(run.accuracy),
-            _accuracy_cell(run.averaged_accuracy),
             *(Cell(shown(values.get(title)), values.get(title) if numeric[title] else None) for title in titles),
             _seed_cell(run),
-            Cell("–" if run.seconds is None else f"{run.seconds:.0f}" if run.seconds >= 10 else f"{run.seconds:.1f}", run.seconds),
+            Cell(
+                "–" if run.seconds is None else f"{run.seconds:.0f}" if run.seconds >= 10 else f"{run.seconds:.1f}",
+                run.seconds,
+            ),
         ]
         rows.append(Row(group.id, cells, identifiers[run.name]))
     return Table(columns, rows)
@@ -343,54 +367,70 @@ def _settings_table(groups: Sequence[_Group]) -> Table | None:
     firsts = [setting.runs[0] for _, setting in settings]
     titles = [title for title in _columns_of_settings(firsts) if title != "σ"]
     told = [settings_of(run) for run in firsts]
-    numeric = {title: all(_is_number(values.get(title)) or values.get(title) is None for values in told) for title in titles}
+    numeric = {
+        title: all(_is_number(values.get(title)) or values.get(title) is None for values in told) for title in titles
+    }
     several = len(groups) > 1
     columns = [
-        Column("Model", is_number=False),
-        *([Column("Data set", is_number=False)] if several else []),
-        Column("Features", is_number=False),
+        Column("Setting", is_number=False),
         Column("ε"),
-        Column("Seeds"),
         Column("Mean ± std (%)"),
+        Column("Seeds"),
         Column("Lowest (%)"),
         Column("Highest (%)"),
-        *(Column(title, is_number=numeric[title]) for title in titles),
+        *([Column("Data set", is_number=False)] if several else []),
+        *(Column(_heading(title), is_number=numeric[title]) for title in titles),
     ]
     rows = []
     for (group, setting), values in zip(settings, told, strict=True):
         run = setting.runs[0]
         cells = [
-            Cell(run.model),
-            *([Cell(group.name)] if several else []),
-            Cell(run.features),
-            Cell(f"{run.epsilon:.3f}", run.epsilon) if run.epsilon is not None else Cell("∞", 1e308, "not private"),
-            Cell(str(len(setting.accuracies)), len(setting.accuracies)),
+            Cell(f"{run.model} on {run.features}"),
+            _epsilon_cell(run),
             Cell(_percent(setting.mean, setting.deviation, unit=""), setting.mean),
+            Cell(str(len(setting.accuracies)), len(setting.accuracies)),
             _accuracy_cell(min(setting.accuracies, default=None)),
             _accuracy_cell(max(setting.accuracies, default=None)),
+            *([Cell(group.name)] if several else []),
             *(Cell(shown(values.get(title)), values.get(title) if numeric[title] else None) for title in titles),
         ]
         rows.append(Row(group.id, cells))
     return Table(columns, rows)
 
 
+def _heading(title: str) -> str:
+    """Of a column: σ and δ stay as they are.
+
+    >>> _heading("batch size"), _heading("σ of statistics")
+    ('Batch size', 'σ of statistics')
+    """
+    return title[0].upper() + title[1:] if title[0].isascii() else title
+
+
+def _epsilon_cell(run: Run) -> Cell:
+    """ε to three decimals, never below what was computed."""
+    if run.epsilon is None:
+        return Cell("∞", 1e308, "not private")
+    return Cell(f"{math.ceil(run.epsilon * 1e3 - 1e-9) / 1e3:.3f}", run.epsilon)
+
+
 def _accuracy_cell(accuracy: float | None) -> Cell:
     return Cell("–" if accuracy is None else f"{100 * accuracy:.2f}", accuracy)
 
 
-def _percent(mean: float | None, deviation: float | None, unit: str = " %") -> str:
+def _percent(mean: float | None, deviation: float | None, unit: str = "\xa0%") -> str:
     """
     >>> _percent(0.9234, 0.0012), _percent(0.9234, None), _percent(None, None)
-    ('92.34 ± 0.12 %', '92.34 %', '–')
+    ('92.34\xa0±\xa00.12\xa0%', '92.34\xa0%', '–')
     """
     if mean is None:
         return "–"
-    spread = "" if deviation is None else f" ± {100 * deviation:.2f}"
+    spread = "" if deviation is None else f"\xa0±\xa0{100 * deviation:.2f}"
     return f"{100 * mean:.2f}{spread}{unit}"
 
 
 def _group_for_page(group: _Group) -> dict[str, Any]:
-    published = published_on(group.name) if group.runs[0].is_published else []
+    published = _published(group)
     return {
         "id": group.id,
         "name": group.name,
@@ -422,7 +462,10 @@ def _run_for_page(run: Run, identifier: str) -> dict[str, Any]:
         "command": command_line(run.config, show_seed=run.is_published),
         "reproduction": _reproduction(run),
         "spending": [
-            ("all together" if part.mechanism == TOGETHER else part.mechanism, "∞" if part.epsilon is None else f"{part.epsilon:.4f}")
+            (
+                "all together" if part.mechanism == TOGETHER else f"{part.mechanism} alone",
+                "∞" if part.epsilon is None else f"{part.epsilon:.4f}",
+            )
             for part in spending(run.certificate)
         ],
         "guarantee": run.guarantee,

@@ -57,7 +57,10 @@ PUBLISHED_RESULTS: tuple[PublishedResult, ...] = (
         dataset="cifar10", method="tempered-sigmoid CNN", points={7.53: 0.662}, source="Papernot et al. 2021"
     ),
     PublishedResult(
-        dataset="cifar10", method="residual networks", points={2.0: 0.4817, 5.0: 0.5209, 10.0: 0.5458}, source="CMU 2021"
+        dataset="cifar10",
+        method="residual networks",
+        points={2.0: 0.4817, 5.0: 0.5209, 10.0: 0.5458},
+        source="CMU 2021",
     ),
 )
 

@@ -175,7 +175,7 @@ def find_runs(paths: Sequence[Path]) -> Found:
             if folder.resolve() in seen:
                 continue
             seen.add(folder.resolve())
-            name = _unique(_name(folder, path), taken)
+            name = unique(_name(folder, path), taken)
             try:
                 found.runs.append(read_run(folder, name))
             except UserError as error:
@@ -200,11 +200,13 @@ def read_run(path: Path, name: str) -> Run:
     """
     if not (path / "summary.json").exists():
         unfinished = "it is not finished, or was stopped: python -m … --resume goes on with it"
-        raise UserError(unfinished if (path / "checkpoint.pt").exists() else "it is not finished: it has no summary.json")
-    config, summary, certificate = (
-        _object(path / f"{part}.json") for part in ("config", "summary", "certificate")
-    )
+        raise UserError(
+            unfinished if (path / "checkpoint.pt").exists() else "it is not finished: it has no summary.json"
+        )
+    config, summary, certificate = (_object(path / f"{part}.json") for part in ("config", "summary", "certificate"))
     try:
+        num_classes = len(certificate["data"].get("classes", []))
+        confusion, predicted = _predictions(path / "test_predictions.npz", num_classes)
         checked = _checked(json.dumps({key: certificate[key] for key in _READ} | {"data": _public_counts(certificate)}))
         run = Run(
             name=name,
@@ -215,7 +217,8 @@ def read_run(path: Path, name: str) -> Run:
             guarantee=guarantee_sections(certificate, checked),
             summary=summary,
             metrics=_rows(path / "metrics.jsonl"),
-            **_predictions(path / "test_predictions.npz", len(certificate["data"].get("classes", []))),
+            confusion=confusion,
+            predicted=predicted,
         )
         if not isinstance(run.dataset, str) or not run.features:
             raise ValueError("its data set has no name")
@@ -258,10 +261,11 @@ def _name(folder: Path, given: Path) -> str:
     return "/".join(part for part in parts if part != "runs") or folder.resolve().name or str(folder)
 
 
-def _unique(name: str, taken: set[str]) -> str:
+def unique(name: str, taken: set[str]) -> str:
+    """The name, numbered if it is taken; it is taken from then on."""
     number, found = 2, name
     while found in taken:
-        found, number = f"{name} ({number})", number + 1
+        found, number = f"{name}-{number}", number + 1
     taken.add(found)
     return found
 
@@ -275,9 +279,7 @@ def _read_sweep(path: Path, found: Found, seen: set[Path], taken: set[str]) -> N
     if not isinstance(record, dict):
         return
     selection = record.get("selection")
-    found.sweeps.append(
-        Sweep(name=path.resolve().name, selection=selection if isinstance(selection, dict) else {})
-    )
+    found.sweeps.append(Sweep(name=path.resolve().name, selection=selection if isinstance(selection, dict) else {}))
     runs = record.get("runs")
     entries = runs.values() if isinstance(runs, dict) else runs if isinstance(runs, list) else []
     for entry in entries:
@@ -291,7 +293,7 @@ def _read_sweep(path: Path, found: Found, seen: set[Path], taken: set[str]) -> N
             if any(run.path.resolve() == folder.resolve() for run in found.runs):
                 continue
         else:
-            name = _unique(name, taken)
+            name = unique(name, taken)
         found.without_result.append(WithoutResult(name=name, reason=f"it failed: {entry['error']}"))
 
 
@@ -324,22 +326,29 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _predictions(path: Path, num_classes: int) -> dict[str, np.ndarray | None]:
-    """What can be used of ``test_predictions.npz``."""
-    nothing = {"confusion": None, "predicted": None}
+def _predictions(path: Path, num_classes: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """``confusion`` and ``predicted`` of ``test_predictions.npz``, each None where it is not there or fits no class."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            confusion = stored["confusion"]
-            predicted = stored["predicted"] if "predicted" in stored else None
+            confusion, predicted = (stored[name] if name in stored else None for name in ("confusion", "predicted"))  # noqa: SIM401
     except NPZ_ERRORS:
-        return nothing
-    fits = confusion.ndim == 2 and confusion.shape[1:] == (3,) and confusion.dtype.kind == "i" and len(confusion) > 0
-    if not (fits and confusion.min() >= 0 and confusion[:, :2].max() < num_classes):
-        return nothing
-    whole = predicted is not None and predicted.ndim == 1 and predicted.dtype.kind == "i" and len(predicted) > 0
-    if not (whole and predicted.min() >= 0 and predicted.max() < num_classes):
+        return None, None
+    if confusion is not None and not (
+        confusion.ndim == 2
+        and confusion.shape[1] == 3
+        and _are_counts(confusion[:, 2], None)
+        and _are_counts(confusion[:, :2], num_classes)
+    ):
+        confusion = None
+    if predicted is not None and not (predicted.ndim == 1 and _are_counts(predicted, num_classes)):
         predicted = None
-    return {"confusion": confusion, "predicted": predicted}
+    return confusion, predicted
+
+
+def _are_counts(values: np.ndarray, below: int | None) -> bool:
+    """Whether these are whole numbers from 0, at least one, all below a limit."""
+    whole = values.dtype.kind == "i" and values.size > 0
+    return bool(whole and values.min() >= 0 and (below is None or values.max() < below))
 
 
 def _number(value: Any) -> float | None:

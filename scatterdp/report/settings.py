@@ -105,7 +105,10 @@ def names_of_series(series: Sequence[list[Setting]]) -> list[str]:
     names = [f"{run.model} on {run.features}" for run in first]
     titles = [title for title in differing(first) if title not in (_TITLES[key] for key in _BUDGET)]
     while len(set(names)) < len(names) and titles:
-        longer = {title: [_with(name, title, values, names) for name, values in zip(names, told, strict=True)] for title in titles}
+        longer = {
+            title: [_with(name, title, values, names) for name, values in zip(names, told, strict=True)]
+            for title in titles
+        }
         best = max(titles, key=lambda title: len(set(longer[title])))
         names = longer[best]
         titles.remove(best)
@@ -135,7 +138,9 @@ def _setting_key(run: Run, *, budget: bool = True) -> str:
     record = run.plan or run.certificate.get("model", {})
     values = {key: value for key, value in record.items() if key != "engine" and (budget or key not in _BUDGET)}
     claim = [run.delta, run.certificate["accountant"], run.epsilon if budget else None]
-    return _text([data_key(run), run.model, features.get("config"), run.features, settings_of(run)["augmented"], values, claim])
+    return _text(
+        [data_key(run), run.model, features.get("config"), run.features, settings_of(run)["augmented"], values, claim]
+    )
 
 
 def _grouped(items: Sequence[Any], key: Callable[[Any], str]) -> list[list[Any]]:

@@ -38,6 +38,5 @@ def _spending(records: str, delta: float, accountant: Accountant) -> list[Spendi
     parts = {name: Ledger(e for e in entries if e.name == name) for name in dict.fromkeys(e.name for e in entries)}
     parts[TOGETHER] = Ledger(entries)
     return [
-        Spending(name, finite_or_none(part.epsilon(delta=delta, accountant=accountant)))
-        for name, part in parts.items()
+        Spending(name, finite_or_none(part.epsilon(delta=delta, accountant=accountant))) for name, part in parts.items()
     ]

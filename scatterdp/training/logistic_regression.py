@@ -58,7 +58,7 @@ def fit_logistic_regression(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the published setting stops at 100 iterations
             model.fit(x, y)
-        predictions = model.predict(x_test)
+        predictions = np.asarray(model.predict(x_test))
         accuracy = float(np.mean(predictions == y_test))
         row = {
             "C": inverse_penalty,

@@ -95,6 +95,13 @@ def certify(
             "dtype": features.dtype,
             "augmented": augmented,
         },
-        not_private=["test_accuracy", "test_accuracy_ema", "test_predictions", "seconds", "peak_memory_bytes", *not_private],
+        not_private=[
+            "test_accuracy",
+            "test_accuracy_ema",
+            "test_predictions",
+            "seconds",
+            "peak_memory_bytes",
+            *not_private,
+        ],
         assumptions=assumptions,
     )
