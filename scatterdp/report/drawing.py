@@ -34,6 +34,7 @@ DARK = {
 """A colour of the page's style sheet for each name: what :data:`LIGHT` is drawn in, and what it becomes in the dark."""
 
 WIDTH = 4.5  # inches: on a phone's 328 pixels a point is a pixel
+_NAME = 60  # letters of a part of a file name
 _LEGEND = 56  # letters that fit beside a line's sample
 
 _STYLE: Any = {
@@ -108,7 +109,8 @@ class Drawing:
         svg = re.sub(r'(href="|url\()#', rf"\1#{self.name}-", svg)
         for name, colour in LIGHT.items():
             svg = svg.replace(colour, f"var(--{name})")
-        return re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
+        svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
+        return re.sub(r"font-family: [^;\"]*;? ?", "", svg)  # the page's
 
 
 @contextmanager
@@ -133,4 +135,4 @@ def file_name(*parts: str) -> str:
     >>> file_name("<b>My data</b>", "confusion")
     'b-My-data-b_confusion'
     """
-    return "_".join(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") or "x" for part in parts)
+    return "_".join(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.")[:_NAME] or "x" for part in parts)

@@ -76,7 +76,9 @@ def same_but_for_seed(runs: Sequence[Run]) -> list[Setting]:
     """Runs by setting, in the order in which settings appear."""
     found = []
     for group in _grouped(runs, _setting_key):
-        by_seed = {run.seed if run.seed is not None else run.name: run for run in reversed(group)}
+        by_seed: dict[int | str, Run] = {}
+        for run in group:
+            by_seed.setdefault(run.name if run.seed is None else run.seed, run)
         accuracies = [run.accuracy for run in by_seed.values() if run.accuracy is not None]
         found.append(Setting(runs=group, accuracies=accuracies))
     return found

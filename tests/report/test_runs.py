@@ -84,7 +84,7 @@ class TestReadRun:
     )
     def test_a_certificate_of_another_form_is_no_traceback(self, runs, changes):
         change(runs / "seed0" / "certificate.json", **changes)
-        with pytest.raises(UserError, match="^its certificate"):
+        with pytest.raises(UserError, match=r"^its certificate"):
             read_run(runs / "seed0", "run")
 
     def test_a_certificate_that_disagrees_is_read_and_marked(self, runs):
