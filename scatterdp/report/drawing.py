@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,21 +87,23 @@ class Drawing:
     alt: str
     caption: str = ""
 
+    @cached_property
+    def _svg(self) -> str:
+        text = io.StringIO()
+        with style():
+            self.figure.savefig(text, format="svg", metadata={"Date": None})
+            self.figure.set_layout_engine("none")  # done; it takes longer than drawing
+        return text.getvalue()
+
     def save(self, folder: Path) -> None:
         """Write ``NAME.png`` and ``NAME.svg``."""
+        (folder / f"{self.name}.svg").write_text(self._svg, encoding="utf-8")
         with style():
             self.figure.savefig(folder / f"{self.name}.png", dpi=200)
-            self.figure.savefig(folder / f"{self.name}.svg", metadata={"Date": None})
 
     def inline(self) -> str:
         """SVG for the page: no fixed size, its colours by name, no identifier that another figure has."""
-        text = io.StringIO()
-        with style():
-            self.figure.savefig(
-                text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-            )
-        svg = text.getvalue()
-        svg = svg[svg.index("<svg") :]
+        svg = self._svg[self._svg.index("<svg") :]
         svg = re.sub(r"<metadata>.*?</metadata>", "", svg, count=1, flags=re.DOTALL)
         width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()  # type: ignore[union-attr]
         opening = f'<svg viewBox="0 0 {width} {height}" aria-hidden="true" focusable="false" xmlns:xlink="http://www.w3.org/1999/xlink">'
