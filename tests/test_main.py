@@ -9,7 +9,7 @@ import pytest
 
 from scatterdp import __main__ as entry
 from scatterdp.commands import cache
-from scatterdp.commands.exits import exit_code
+from scatterdp.exits import exit_code
 from scatterdp.errors import BudgetError, CacheError, ConfigError, DatasetError, UserError
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from scatterdp.commands.exits import exit_code
+from scatterdp.exits import exit_code
 from scatterdp.commands.fit import FitConfig, fit, run
 from scatterdp.estimators import DPClassifier
 from scatterdp.privacy.checking import check_certificate
