@@ -18,7 +18,7 @@ An outline is a TOML file::
     target_epsilon = [2, 5, 10]
     lr = [0.01, 0.1, 1]
 
-    [zip]                                  # the first of each together, the second of each, …; crossed with the grid
+    [zip]                                  # the first of each together, the second of each, …; crossed with the grid; several as [[zip]]
     batch_size = [512, 1024]
     epochs = [25, 50]
 

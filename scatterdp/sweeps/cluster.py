@@ -23,6 +23,7 @@ GPU = "GPU"
 _ANSWER_SECONDS = 8
 _WORKER_SECONDS = 20
 _START_SECONDS = 120
+_LOUD = ("nanny", "worker", "scheduler", "core", "batched", "client", "deploy.spec")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +67,6 @@ def local_workers(*, workers: int | None, threads_per_worker: int | None, cuda_d
         cuda_devices: how many to use, 0 for none.
     """
     usual, threads = default_workers(threads_per_worker, cuda_devices)
-    for name in (
-        "distributed.nanny",
-        "distributed.worker",
-        "distributed.scheduler",
-        "distributed.core",
-        "distributed.batched",
-    ):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # a killed worker is replaced; our own lines say so
     environment = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 
     def worker(number: int) -> dict[str, Any]:
@@ -89,18 +82,32 @@ def local_workers(*, workers: int | None, threads_per_worker: int | None, cuda_d
 
     # memory_limit=0: dask would pause or kill a run that is merely large.
     with (
+        _silenced(),
         dask.config.set(
             {"distributed.nanny.pre-spawn-environ": environment, "distributed.comm.timeouts.connect": _START_SECONDS}
         ),
         SpecCluster(
             workers={number: worker(number) for number in range(usual if workers is None else workers)},
             scheduler={"cls": Scheduler, "options": {"dashboard": False, "host": "127.0.0.1", "port": 0}},
-            silence_logs=logging.CRITICAL,
             shutdown_on_close=True,
         ) as cluster,
         Client(cluster) as client,
     ):
         yield Workers(client=client, threads=threads, resources={GPU: 1} if cuda_devices else {})
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """A killed worker is replaced, and the sweep's own lines say what came of its run; ``dask``'s pages about it are left out."""
+    loggers = [logging.getLogger(name) for name in ("distributed", *(f"distributed.{part}" for part in _LOUD))]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager

@@ -12,6 +12,8 @@
 ... ''', name="example")
 >>> [tuple(changes.values()) for changes in outline.combinations()]
 [(2, 256, 10), (2, 512, 20), (4, 256, 10), (4, 512, 20)]
+
+``""`` in a list leaves the flag out: a normaliser's setting beside another normaliser.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ _ELSEWHERE = {
     "run_dir": "every run has its place in the sweep's folder; leave it out",
     "resume": "a sweep resumes its runs by itself; leave it out",
 }
-_MOST_RUNS = 100_000
+_LEFT_OUT = ""
+_MOST_RUNS = 10_000
 _LONGEST_NAME = 80
 
 
@@ -56,7 +59,7 @@ class Outline:
         command: a key of :data:`COMMANDS`.
         config: what all runs share.
         grid: lists of which every combination is taken.
-        zip: lists of one length that go together.
+        zip: tables of lists of one length that go together; each table is crossed with the others and the grid.
         seeds: one run of each combination with each; none: noise from the system.
         validation, validation_noise_multiplier: see :class:`scatterdp.config.BaselinesConfig`.
         score: what the best run is chosen by.
@@ -66,7 +69,7 @@ class Outline:
     command: str
     config: dict[str, Any] = field(default_factory=dict)
     grid: dict[str, list[Any]] = field(default_factory=dict)
-    zip: dict[str, list[Any]] = field(default_factory=dict)
+    zip: tuple[dict[str, list[Any]], ...] = ()
     seeds: tuple[int, ...] = ()
     validation: float = 0.0
     validation_noise_multiplier: float | None = None
@@ -83,9 +86,16 @@ class Outline:
 
     def combinations(self) -> list[dict[str, Any]]:
         """What differs from run to run, without seeds: the last key of the grid changes fastest, pairs faster still."""
-        crossed = [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
-        paired = [dict(zip(self.zip, values, strict=True)) for values in zip(*self.zip.values(), strict=True)] or [{}]
-        return [one | other for one in crossed for other in paired]
+        crossed = [[{name: value} for value in values] for name, values in self.grid.items()]
+        paired = [
+            [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
+            for table in self.zip
+        ]
+        together = [
+            {name: value for part in parts for name, value in part.items()}
+            for parts in itertools.product(*crossed, *paired)
+        ]
+        return [{name: value for name, value in changes.items() if value != _LEFT_OUT} for changes in together]
 
     def runs(self) -> list[dict[str, Any]]:
         """The changes of each run, the seed included where there are seeds."""
@@ -145,18 +155,31 @@ def parse_outline(text: str, *, name: str) -> Outline:
     command = values.get("command")
     if command not in COMMANDS:
         raise ConfigError(f"outline {name}: command={command!r}: expected one of {', '.join(COMMANDS)}")
-    parts = {part: values.get(part, {}) for part in ("config", "grid", "zip")}
-    for part, content in parts.items():
+    zipped = values.get("zip", [])
+    zipped = zipped if isinstance(zipped, list) else [zipped]
+    tables = [("config", values.get("config", {})), ("grid", values.get("grid", {})), *(("zip", one) for one in zipped)]
+    for part, content in tables:
         if not isinstance(content, dict):
             raise ConfigError(f"outline {name}: {part}={content!r}: expected a table, [{part}]")
         _check_fields(name, part, content, COMMANDS[command])
-    _check_lists(name, parts)
-    outline = Outline(name=name, command=command, **parts, **_top(name, values))
-    runs = math.prod(map(len, outline.grid.values())) * max(1, len(next(iter(outline.zip.values()), [])))
+    _check_lists(name, tables)
+    outline = Outline(
+        name=name,
+        command=command,
+        config=tables[0][1],
+        grid=tables[1][1],
+        zip=tuple(table for table in zipped if table),
+        **_top(name, values),
+    )
+    runs = math.prod(map(len, outline.grid.values())) * math.prod(len(next(iter(one.values()))) for one in outline.zip)
     if runs * max(1, len(outline.seeds)) > _MOST_RUNS:
         raise ConfigError(f"outline {name}: has {runs} combinations; expected at most {_MOST_RUNS} runs")
+    seen: list[dict[str, Any]] = []
     for changes in outline.runs():
         outline.config_of(changes)
+        if changes in seen:
+            raise ConfigError(f"outline {name}: {told(changes) or 'nothing'}: comes twice")
+        seen.append(changes)
     return outline
 
 
@@ -231,25 +254,20 @@ def _check_fields(name: str, part: str, content: dict[str, Any], config_class: t
         if not value:
             raise ConfigError(f"outline {name}: [{part}] {key}=[]: is empty, so there would be no runs; name a value")
         for one in value:
-            _check_kind(f"outline {name}: [{part}] {key}", one, hints[key])
-        if part == "grid" and any(one in value[:place] for place, one in enumerate(value)):
-            raise ConfigError(f"outline {name}: [{part}] {key}={value}: names a value twice")
+            if one != _LEFT_OUT:
+                _check_kind(f"outline {name}: [{part}] {key}", one, hints[key])
 
 
-def _check_lists(name: str, parts: dict[str, dict[str, Any]]) -> None:
-    """No key in two places, pairs of one length and each different."""
-    places = list(parts)
-    for first, second in itertools.combinations(places, 2):
-        for key in parts[first].keys() & parts[second].keys():
+def _check_lists(name: str, tables: list[tuple[str, dict[str, Any]]]) -> None:
+    """No key in two places, and pairs of one length."""
+    for (first, one), (second, other) in itertools.combinations(tables, 2):
+        for key in one.keys() & other.keys():
             raise ConfigError(f"outline {name}: {key}: stands in [{first}] and in [{second}]; leave one out")
-    lengths = {key: len(value) for key, value in parts["zip"].items()}
-    if len(set(lengths.values())) > 1:
-        raise ConfigError(
-            f"outline {name}: [zip]: {', '.join(f'{key} has {length}' for key, length in lengths.items())} values; pairs need as many of each"
-        )
-    paired = list(zip(*parts["zip"].values(), strict=True))
-    if any(one in paired[:place] for place, one in enumerate(paired)):
-        raise ConfigError(f"outline {name}: [zip]: names the same values together twice")
+    for part, table in tables:
+        lengths = {key: len(value) for key, value in table.items()} if part == "zip" else {}
+        if len(set(lengths.values())) > 1:
+            told_lengths = ", ".join(f"{key} has {length}" for key, length in lengths.items())
+            raise ConfigError(f"outline {name}: [zip]: {told_lengths} values; pairs need as many of each")
 
 
 def _check_kind(what: str, value: Any, hint: Any) -> None:
