@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import itertools
 import math
 import re
@@ -174,12 +175,13 @@ def parse_outline(text: str, *, name: str) -> Outline:
     runs = math.prod(map(len, outline.grid.values())) * math.prod(len(next(iter(one.values()))) for one in outline.zip)
     if runs * max(1, len(outline.seeds)) > _MOST_RUNS:
         raise ConfigError(f"outline {name}: has {runs} combinations; expected at most {_MOST_RUNS} runs")
-    seen: list[dict[str, Any]] = []
+    seen: set[tuple[tuple[str, Any], ...]] = set()
     for changes in outline.runs():
         outline.config_of(changes)
-        if changes in seen:
+        values_of_run = tuple(sorted(changes.items()))
+        if values_of_run in seen:
             raise ConfigError(f"outline {name}: {told(changes) or 'nothing'}: comes twice")
-        seen.append(changes)
+        seen.add(values_of_run)
     return outline
 
 
@@ -237,7 +239,7 @@ def _check_keys(name: str, values: Iterable[str], known: Iterable[str], where: s
 
 def _check_fields(name: str, part: str, content: dict[str, Any], config_class: type[BaselinesConfig]) -> None:
     """Every key a flag of the command that may stand here, every value of its kind."""
-    hints = get_type_hints(config_class)
+    hints = _hints(config_class)
     for key, value in content.items():
         if key in _ELSEWHERE:
             raise ConfigError(f"outline {name}: [{part}] {key}: {_ELSEWHERE[key]}")
@@ -270,6 +272,11 @@ def _check_lists(name: str, tables: list[tuple[str, dict[str, Any]]]) -> None:
             raise ConfigError(f"outline {name}: [zip]: {told_lengths} values; pairs need as many of each")
 
 
+@functools.cache
+def _hints(config_class: type[BaselinesConfig]) -> dict[str, Any]:
+    return get_type_hints(config_class)
+
+
 def _check_kind(what: str, value: Any, hint: Any) -> None:
     """Raise ConfigError when a TOML value is not of a field's kind."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
@@ -299,7 +306,7 @@ def _is_of(value: Any, kind: Any) -> bool:
 def _as_fields(config_class: type[BaselinesConfig], values: dict[str, Any]) -> dict[str, Any]:
     """TOML's values as the config has them: paths, and numbers with a point where a field has one."""
     found = {}
-    for name, hint in get_type_hints(config_class).items():
+    for name, hint in _hints(config_class).items():
         if name not in values:
             continue
         value, kinds = values[name], (hint, *get_args(hint))

@@ -63,11 +63,7 @@ class Sweep:
                 f"random={mean:g}: the score must be private or of public data; give the outline a validation_noise_multiplier, or "
                 'score = "test_accuracy"'
             )
-        if "LR" in (
-            self.outline.config.get("optim"),
-            *self.outline.grid.get("optim", []),
-            *self.outline.zip.get("optim", []),
-        ):
+        if any(self.outline.config_of(changes).optim == "LR" for changes in self.outline.runs()):
             raise ConfigError(
                 f"random={mean:g}: optim=LR is not private, so no bound applies; leave it out of the outline"
             )
