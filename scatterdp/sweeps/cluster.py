@@ -96,6 +96,33 @@ def local_workers(*, workers: int | None, threads_per_worker: int | None, cuda_d
         yield Workers(client=client, threads=threads, resources={GPU: 1} if cuda_devices else {})
 
 
+def _check_versions(client: Client, address: str) -> None:
+    """Raise UserError unless scheduler and workers have this scatterdp and this torch: a run would not go on elsewhere."""
+
+    def versions() -> dict[str, str]:  # a function in a function travels by value: the other side may lack this module
+        import importlib
+        from importlib.metadata import version
+
+        try:
+            importlib.import_module("scatterdp.sweeps.work")
+        except ImportError as error:
+            return {"scatterdp": f"none ({error})"}
+        return {name: version(name) for name in ("scatterdp", "torch", "distributed")}
+
+    ours = versions()
+    theirs: Any = client.run(versions)
+    scheduler: Any = client.run_on_scheduler(versions)
+    for name, found in {
+        "the scheduler": scheduler,
+        **{f"worker {name}": found for name, found in theirs.items()},
+    }.items():
+        different = [f"{package} {found.get(package)}" for package in ours if found.get(package) != ours[package]]
+        if different:
+            raise UserError(
+                f"scheduler={address}: {name} has {different[0]}, this machine {ours[different[0].split()[0]]}; install the same versions there"
+            )
+
+
 @contextmanager
 def _silenced() -> Iterator[None]:
     """A killed worker is replaced, and the sweep's own lines say what came of its run; ``dask``'s pages about it are left out."""
@@ -136,6 +163,7 @@ def running_cluster(address: str, *, threads_per_worker: int | None, device: str
             raise UserError(
                 f"scheduler={address}: has no workers; start some with `dask worker {address} --nthreads=1`"
             ) from error
+        _check_versions(client, address)
         found = client.scheduler_info(n_workers=-1)["workers"]
         for name, worker in found.items():
             if worker["nthreads"] != 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 from tqdm import tqdm
 
@@ -38,20 +38,18 @@ def execute(sweep: Sweep, folder: SweepFolder, workers: AbstractContextManager[W
     """
     folder.check(sweep.text, sweep.random_mean)
     with folder.locked():
-        record = folder.check(sweep.text, sweep.random_mean)  # again: it may have changed before it was ours
-        with _writing(folder):
-            if record is None:
-                record = sweep.new_record()
-                folder.begin(sweep.text)
+        known = folder.check(sweep.text, sweep.random_mean)  # again: it may have changed before it was ours
+        record = known or sweep.new_record()
         journal = _Journal(sweep, folder, record)
         missing = journal.take_up()
-        if missing:
-            with workers as found, journal.progress():
-                try:
+        with workers if missing else nullcontext() as found:  # nothing is written for workers that cannot be had
+            if known is None:
+                with _writing(folder):
+                    folder.begin(sweep.text)
+            journal.write()
+            if found is not None:
+                with journal.progress():
                     carry_out_all(missing, found, command=record.command, folder=folder.path, on_change=journal.note)
-                except BaseException:
-                    journal.stopped()
-                    raise
         journal.finish()
     return record
 
@@ -83,7 +81,6 @@ class _Journal:
                 entry.state, entry.error = "waiting", None
                 missing.append((entry, planned))
         self.record.finished = False
-        self._write()
         return missing
 
     @contextmanager
@@ -98,9 +95,9 @@ class _Journal:
     def note(self, entry: RunEntry) -> None:
         """A run has begun or ended."""
         if entry.state == "running":
-            self._write(accounting=False)
+            self.write(accounting=False)
             return
-        self._write()
+        self.write()
         if self.bar is not None:
             said = (
                 f"failed: {entry.error}"
@@ -110,17 +107,18 @@ class _Journal:
             self.bar.write(f"{told(entry.changes) or entry.name}: {said}", file=sys.stdout)
             self.bar.update()
 
-    def stopped(self) -> None:
+    def _stopped(self) -> None:
         """The sweep ends before its runs do."""
         for entry in self.record.runs:
             if entry.state == "running":
                 entry.state = "waiting"
-        self._write()
+        with suppress(UserError):  # the disk may be why
+            self.write()
 
     def finish(self) -> None:
         """All runs have ended."""
         self.record.finished = True
-        self._write()
+        self.write()
         groups = best_groups(self.record)
         if self.sweep.random_mean is not None and groups:
             (best,) = groups[0]
@@ -142,7 +140,8 @@ class _Journal:
             "statement": statement_of_best(selection),
         }
 
-    def _write(self, *, accounting: bool = True) -> None:
+    def write(self, *, accounting: bool = True) -> None:
+        """Write the record and, unless a run has only begun, what it all costs and the tables."""
         if accounting:
             looked = [
                 planned

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import filelock
@@ -73,12 +73,13 @@ class SweepFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the folder and hold it.
+        """Make the folder and hold it; one that was made for nothing is gone again when the block ends.
 
         Raises:
             UserError: another live process has it.
             ConfigError: it cannot be made.
         """
+        made = [path for path in (self.path, *self.path.parents) if not path.exists()]  # the innermost first
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(self.path / _LOCK, timeout=0)
@@ -94,6 +95,11 @@ class SweepFolder:
             yield
         finally:
             lock.release()
+            if not self.has_begun and made:
+                with suppress(OSError):  # something else may have come to live there
+                    (self.path / _LOCK).unlink()
+                    for path in made:
+                        path.rmdir()
 
     def begin(self, outline: str) -> None:
         """Make what a sweep needs in its folder."""

@@ -180,7 +180,7 @@ def test_a_run_that_kills_every_worker_fails_alone(start, outline, out):
 
 
 @pytest.fixture
-def scheduler(tmp_path) -> Iterator[str]:
+def scheduler() -> Iterator[str]:
     """The address of a ``dask scheduler``, a process of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -193,7 +193,7 @@ def scheduler(tmp_path) -> Iterator[str]:
         f"--port={port}",
         "--no-dashboard",
     ]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def answers() -> bool:
         with socket.socket() as probe:
@@ -205,11 +205,23 @@ def scheduler(tmp_path) -> Iterator[str]:
     process.wait(timeout=60)
 
 
+@pytest.mark.slow
+def test_a_worker_without_this_package_is_refused(start_worker, scheduler, tmp_path):
+    (tmp_path / "scatterdp").mkdir()
+    (tmp_path / "scatterdp" / "__init__.py").write_text("")  # another scatterdp, without sweeps
+    start_worker("--nthreads=1", cwd=tmp_path)
+    with (
+        pytest.raises(UserError, match=r"worker .* has scatterdp none .*; install the same versions there"),
+        running_cluster(scheduler, threads_per_worker=None, device="cpu"),
+    ):
+        pass
+
+
 @pytest.fixture
 def start_worker(scheduler, tmp_path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     started: list[subprocess.Popen[bytes]] = []
 
-    def run(*arguments: str) -> subprocess.Popen[bytes]:
+    def run(*arguments: str, cwd: Path | None = None) -> subprocess.Popen[bytes]:
         command = [
             sys.executable,
             "-m",
@@ -220,7 +232,7 @@ def start_worker(scheduler, tmp_path) -> Iterator[Callable[..., subprocess.Popen
             *arguments,
         ]
         command += [f"--local-directory={tmp_path}"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         started.append(process)
         return process
 
