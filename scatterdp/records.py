@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scatterdp.config import TrainingConfig
-from scatterdp.errors import ConfigError, UserError
+from scatterdp.errors import ConfigError, RunLockedError
 
 _Config = TypeVar("_Config", bound=TrainingConfig)
 
@@ -148,13 +148,15 @@ class RunFolder:
         """Hold the folder against a second process.
 
         Raises:
-            UserError: another live process has it.
+            RunLockedError: another live process has it.
         """
         lock = filelock.FileLock(self.path / ".lock", timeout=0)
         try:
             lock.acquire()
         except filelock.Timeout:
-            raise UserError(f"run_dir={self.path}: another live process is running this run; wait for it") from None
+            raise RunLockedError(
+                f"run_dir={self.path}: another live process is running this run; wait for it"
+            ) from None
         try:
             yield
         finally:

@@ -46,7 +46,13 @@ def accounting_once(monkeypatch: pytest.MonkeyPatch) -> None:
             _known_epsilons[question] = compute(event, **arguments)
         return _known_epsilons[question]
 
-    for user in ("scatterdp.privacy.ledger", "scatterdp.training.plan", "scatterdp.experiment"):
+    users = (
+        "scatterdp.privacy.ledger",
+        "scatterdp.training.plan",
+        "scatterdp.experiment",
+        "scatterdp.sweeps.selection",
+    )
+    for user in users:
         monkeypatch.setattr(f"{user}.epsilon_of", epsilon_of)
 
 

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 import tyro
 
 from scatterdp.cache import ranks_of_environment
-from scatterdp.commands.exits import exit_code
+from scatterdp.exits import exit_code
 from scatterdp.commands.extract import extract_to_cache, load_images
 from scatterdp.errors import ConfigError, DatasetError
 from scatterdp.training.device import resolve_device

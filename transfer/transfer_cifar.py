@@ -25,7 +25,7 @@ import sys
 import tyro
 
 from scatterdp.cache import FeatureCache, Features
-from scatterdp.commands.exits import exit_code
+from scatterdp.exits import exit_code
 from scatterdp.datasets import load_dataset
 from scatterdp.errors import ConfigError
 from scatterdp.experiment import announce, make_log_folder, opened, say, train_and_record

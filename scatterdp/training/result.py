@@ -17,6 +17,7 @@ from scatterdp.privacy.commitment import commitment, commitment_key
 from scatterdp.privacy.ledger import Ledger
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.plan import TrainingPlan
+from scatterdp.training.validation import HELD_OUT_RULE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class FitResult:
         metrics: one row an epoch.
         test_predictions: ``(N_test,)`` class numbers of the test rows by the last weights, as exact as ``test_accuracy``.
         seconds: of statistics, loading, training and evaluation.
+        validation_accuracy: on examples kept out of training, if there were any: with noise when the plan has some (it may then fall outside
+            [0, 1]), else exact and outside the guarantee.
     """
 
     head: Head
@@ -42,6 +45,7 @@ class FitResult:
     metrics: list[dict[str, Any]] = field(repr=False)
     test_predictions: np.ndarray = field(repr=False)
     seconds: float
+    validation_accuracy: float | None = None
 
 
 def certify(
@@ -55,12 +59,14 @@ def certify(
     not_private: list[str],
     sampler: dict[str, Any] | None = None,
     assumptions: Sequence[str] = (),
+    num_validation: int | None = None,
 ) -> dict[str, Any]:
     """The certificate of a run on cached features.
 
     Args:
         published_data: the data set is public, so its fingerprint may be named; otherwise a commitment is.
         sampler: in words, when it is not the plan's.
+        num_validation: how many private examples were kept out of training, if any were.
         assumptions: see :func:`scatterdp.privacy.certificate.make_certificate`.
     """
     data: dict[str, Any] = {
@@ -70,6 +76,8 @@ def certify(
         "image_shape": list(features.image_shape),
         "classes": list(features.class_names),
     }
+    if num_validation is not None:
+        data |= {"num_validation": num_validation, "validation_rule": HELD_OUT_RULE}
     if published_data:
         data["fingerprint"] = features.dataset_fingerprint
     else:
