@@ -307,6 +307,7 @@ def _shared(runs: Sequence[Run]) -> str:
 
 def _results(runs: Sequence[Run], group_of: dict[str, _Group], identifiers: dict[str, str]) -> Table:
     titles = _columns_of_settings(runs)
+    validated = any(run.validation_accuracy is not None for run in runs)
     several = len({group.id for group in group_of.values()}) > 1
     told = [settings_of(run) for run in runs]
     numeric = {
@@ -317,6 +318,7 @@ def _results(runs: Sequence[Run], group_of: dict[str, _Group], identifiers: dict
         Column("ε"),
         Column("Test accuracy (%)"),
         Column("Averaged weights (%)"),
+        *([Column("Validation (%)")] if validated else []),
         *([Column("Data set", is_number=False)] if several else []),
         Column("Model", is_number=False),
         Column("Features", is_number=False),
@@ -332,6 +334,7 @@ def _results(runs: Sequence[Run], group_of: dict[str, _Group], identifiers: dict
             _epsilon_cell(run),
             _accuracy_cell(run.accuracy),
             _accuracy_cell(run.averaged_accuracy),
+            *([_accuracy_cell(run.validation_accuracy)] if validated else []),
             *([Cell(group.name)] if several else []),
             Cell(run.model),
             Cell(run.features),
