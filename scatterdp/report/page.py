@@ -285,7 +285,11 @@ def _selection(sweep: Sweep) -> dict[str, Any]:
     for key in statements:
         value = sweep.selection.get(key)
         sentences += [str(part) for part in value] if isinstance(value, list) else [str(value)] if value else []
-    pairs = [(key.replace("_", " "), shown(value)) for key, value in sweep.selection.items() if key not in statements]
+    pairs = [
+        (key.replace("_", " "), rounded_up(value) if "epsilon" in key and _is_number(value) else shown(value))
+        for key, value in sweep.selection.items()
+        if key not in statements
+    ]
     if not sweep.selection:
         sentences = ["The sweep recorded no statement about it. It is not free: every run looked at the same data."]
     return {"name": sweep.name, "sentences": sentences, "pairs": pairs}

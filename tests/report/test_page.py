@@ -183,13 +183,13 @@ def test_a_sweeps_failed_runs_and_the_cost_of_selection(finished_runs, tmp_path)
             {"name": "a", "state": "done", "run_dir": "runs/a"},
             {"name": "b<b>", "state": "failed", "error": "<script>x</script>", "run_dir": "runs/b"},
         ],
-        "selection": {"statement": "Selection costs ε = 5.5.", "runs": 2, "epsilon": 5.5},
+        "selection": {"statement": "Selection costs ε = 5.5.", "runs": 2, "epsilon": 5.50001},
     }
     (sweep / "sweep.json").write_text(json.dumps(record))
     write_report(find_runs([sweep]), tmp_path / "r.html")
     page = Page(tmp_path / "r.html")
     assert "Selection costs ε = 5.5." in page.text
-    assert "epsilon 5.5" in page.text
+    assert "epsilon 5.5001" in page.text
     assert "Validation (%)" in page.text
     assert "87.65" in page.text
     assert "it failed: <script>x</script>" in page.text
