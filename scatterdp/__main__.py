@@ -14,6 +14,7 @@ COMMANDS = {
     "cache": "show, check and remove cached features",
     "synthetic": "draw a sheet of synthetic images",
     "sweep": "many runs of one command, and their table",
+    "report": "a page about runs: results, curves, certificates",
     "benchmark": "measure what clipping per example costs",
     "certificate": "print and check what a run guarantees",
     "budget": "how much noise a budget needs",

@@ -203,6 +203,7 @@ def train_and_record(
             raise KeyboardInterrupt(
                 f"interrupted: go on with python -m {config.module_name()} --resume={folder.path}"
             ) from None
+        folder.write_test_predictions(result.test_predictions, features.labels("test"), by_example=published_data)
         _record(folder, plan, result, seconds_extract)
     _report(plan, result)
     say(f"run folder: {folder.path}")

@@ -20,7 +20,7 @@ from scatterdp.heads import Head, Precondition, make_classifier
 from scatterdp.privacy.ledger import Ledger, finite_or_none
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.checkpoint import Checkpoint
-from scatterdp.training.evaluation import evaluate
+from scatterdp.training.evaluation import evaluate, predicted_classes
 from scatterdp.training.loop import TrainingState, train
 from scatterdp.training.normalization import PublicStatistics, release_normalizer, restore_normalizer
 from scatterdp.training.plan import TrainingPlan
@@ -183,6 +183,7 @@ def fit(
     stopped = plan.early_stop and _has_stalled([row["test_accuracy"] for row in metrics])
     engine = ENGINES[plan.engine]
     ledger.record(train(state, rows, plan, key=key, engine=engine, after_epoch=after_epoch, stopped=stopped))
+    predictions = predicted_classes(head.classifier, test)
     measured = None if validation is None else load_rows(validation, "train", head.normalizer, device=device)
     accuracy = None
     if measured is not None:
@@ -220,6 +221,7 @@ def fit(
             assumptions=[*assumptions, *_assumed(plan, statistics)],
         ),
         metrics=metrics,
+        test_predictions=predictions,
         seconds=time.monotonic() - begin,
         validation_accuracy=accuracy,
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from scatterdp.cache import Features
@@ -30,6 +31,7 @@ class FitResult:
         test_accuracy_ema: of the averaged weights, in [0, 1].
         certificate: JSON values, see :mod:`scatterdp.privacy.certificate`.
         metrics: one row an epoch.
+        test_predictions: ``(N_test,)`` class numbers of the test rows by the last weights, as exact as ``test_accuracy``.
         seconds: of statistics, loading, training and evaluation.
         validation_accuracy: on examples kept out of training, if there were any: with noise when the plan has some (it may then fall outside
             [0, 1]), else exact and outside the guarantee.
@@ -41,6 +43,7 @@ class FitResult:
     test_accuracy_ema: float
     certificate: dict[str, Any] = field(repr=False)
     metrics: list[dict[str, Any]] = field(repr=False)
+    test_predictions: np.ndarray = field(repr=False)
     seconds: float
     validation_accuracy: float | None = None
 
@@ -100,6 +103,13 @@ def certify(
             "dtype": features.dtype,
             "augmented": augmented,
         },
-        not_private=["test_accuracy", "test_accuracy_ema", "seconds", "peak_memory_bytes", *not_private],
+        not_private=[
+            "test_accuracy",
+            "test_accuracy_ema",
+            "test_predictions",
+            "seconds",
+            "peak_memory_bytes",
+            *not_private,
+        ],
         assumptions=assumptions,
     )
