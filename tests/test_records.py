@@ -146,7 +146,8 @@ class TestLock:
             )
         assert refused.returncode == 1
         assert (
-            f"UserError: run_dir={folder.path}: another live process is running this run; wait for it" in refused.stderr
+            f"RunLockedError: run_dir={folder.path}: another live process is running this run; wait for it"
+            in refused.stderr
         )
         assert refused.stdout == ""
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scatterdp.commands.exits import exit_code
 from scatterdp.commands.report import run
+from scatterdp.exits import exit_code
 
 
 def test_a_page_and_its_figures(finished_runs, tmp_path, monkeypatch, capsys):
