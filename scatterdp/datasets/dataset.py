@@ -1,4 +1,4 @@
-"""A data set in memory: uint8 images and integer labels, train and test, with a fingerprint."""
+"""A data set: uint8 images and integer labels, train and test, with a fingerprint."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from functools import cached_property
 
 import numpy as np
 
+from scatterdp.datasets.images import Images
 from scatterdp.errors import DatasetError
 
+_DIGEST_ROWS = 1 << 14
 
-def array_digest(array: np.ndarray) -> str:
+
+def array_digest(array: Images) -> str:
     """SHA-256 of an array's bytes in C order (hexadecimal). Shape and dtype are not part of it."""
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+    digest = hashlib.sha256()
+    for start in range(0, len(array), _DIGEST_ROWS):  # an array on the disk is read piece by piece
+        digest.update(np.ascontiguousarray(array[start : start + _DIGEST_ROWS]).data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,9 +40,9 @@ class Dataset:
     """
 
     name: str
-    x_train: np.ndarray
+    x_train: Images
     y_train: np.ndarray
-    x_test: np.ndarray
+    x_test: Images
     y_test: np.ndarray
     class_names: tuple[str, ...]
     public: bool = False
@@ -71,7 +77,7 @@ class Dataset:
                 f"but test images are {self.x_test.shape[1:]}, expected one size"
             )
 
-    def split(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+    def split(self, split: str) -> tuple[Images, np.ndarray]:
         """Images and labels of ``"train"`` or ``"test"``."""
         return (self.x_train, self.y_train) if split == "train" else (self.x_test, self.y_test)
 

@@ -1,4 +1,4 @@
-"""Accuracy and loss of a classifier on rows in memory."""
+"""Accuracy and loss of a classifier on rows."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from scatterdp.training.rows import FeatureRows
+from scatterdp.training.rows import Rows
 
 
 @torch.no_grad()
-def evaluate(classifier: nn.Module, rows: FeatureRows, weights: dict[str, Tensor] | None = None) -> tuple[float, float]:
+def evaluate(classifier: nn.Module, rows: Rows, weights: dict[str, Tensor] | None = None) -> tuple[float, float]:
     """Accuracy in [0, 1] and mean cross entropy (nats) of all rows.
 
     Args:

@@ -26,7 +26,8 @@ from scatterdp.training.normalization import PublicStatistics, release_normalize
 from scatterdp.training.plan import TrainingPlan
 from scatterdp.training.preconditioning import folded, synthetic_precondition
 from scatterdp.training.result import FitResult, certify
-from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, AugmentedRows, FeatureRows, load_rows
+from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, AugmentedRows, FeatureRows
+from scatterdp.training.streaming import StreamedRows, default_budget, matrix_bytes, open_rows
 
 CHECKPOINT_SECONDS = 5.0
 _PATIENCE = 5  # epochs without a better test accuracy
@@ -45,6 +46,7 @@ def fit(
     train_metrics: bool = False,
     statistics: PublicStatistics | None = None,
     assumptions: Sequence[str] = (),
+    memory_budget: int | None = None,
     resume: Checkpoint | None = None,
     on_metrics: Callable[[dict[str, Any]], None] = lambda row: None,
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
@@ -65,6 +67,8 @@ def fit(
         train_metrics: also compute loss and accuracy on the private data; outside the guarantee.
         statistics: means and variances that the user says are public, for a plan with ``input_norm="given"``.
         assumptions: further sentences for the certificate: what the guarantee takes for granted about ``features``.
+        memory_budget: most bytes that rows of both splits may take; larger ones are read from the disk for every batch, with the same
+            result. None: half of what is free.
         resume: continue from here; its key replaces ``key``.
         on_metrics: called with each epoch's row.
         on_checkpoint: called with a checkpoint once the statistics are released and then every few seconds.
@@ -116,11 +120,22 @@ def fit(
     if resume is not None:
         state.load_state_dict(resume.training)
 
-    def load(split) -> FeatureRows:
-        return load_rows(features, split, head.normalizer, device=device, physical_batch_size=physical_batch_size)
+    budget = default_budget(device) if memory_budget is None else memory_budget
 
-    test = load("test")
-    cached_train = load("train") if augmented_images is None or train_metrics else None
+    def load(split, budget: int | None) -> FeatureRows | StreamedRows:
+        return open_rows(
+            features,
+            split,
+            head.normalizer,
+            device=device,
+            physical_batch_size=physical_batch_size,
+            budget=budget,
+        )
+
+    test = load("test", budget)
+    if budget is not None and isinstance(test, FeatureRows):
+        budget -= matrix_bytes(features, "test")
+    cached_train = load("train", budget) if augmented_images is None or train_metrics else None
     if augmented_images is None:
         assert cached_train is not None
         rows = cached_train
