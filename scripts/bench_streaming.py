@@ -14,6 +14,7 @@ import contextlib
 import os
 import time
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ def made_up(folder: Path, rows: int) -> FeatureCache:
     labels = rng.integers(0, 10, rows)
     dataset = Dataset(
         name="made-up",
-        x_train=JoinedImages([images] * -(-rows // len(images)), length=rows),
+        x_train=cast(np.ndarray, JoinedImages([images] * -(-rows // len(images)), length=rows)),
         y_train=labels,
         x_test=images[:1000],
         y_test=labels[:1000],
@@ -107,7 +108,9 @@ def main() -> None:
             noise_multiplier=1.0,
         )
         size = matrix_bytes(features, "train")
-        print(f"{features.path.name}: {total} rows of {size // total} bytes, {torch.get_num_threads()} threads of torch")
+        print(
+            f"{features.path.name}: {total} rows of {size // total} bytes, {torch.get_num_threads()} threads of torch"
+        )
 
         def forget() -> None:
             if not args.no_forget:

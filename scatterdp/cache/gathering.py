@@ -75,7 +75,7 @@ class RowFile:
             CacheError: the file cannot be read, or is shorter than it was.
         """
         result = np.empty((len(rows), *self._shape), self._dtype)
-        content, filled = memoryview(result.view(np.uint8).reshape(-1)), 0
+        content, filled = memoryview(result.view(np.uint8).reshape(-1).data), 0
         try:
             for offset, size in self._pieces(self._offsets(rows), gap=0):
                 end = filled + size

@@ -28,7 +28,8 @@ class Dataset:
 
     Args:
         name: short name, usable in a file name.
-        x_train: ``(N, H, W)`` grey or ``(N, H, W, 3)`` RGB, uint8.
+        x_train: ``(N, H, W)`` grey or ``(N, H, W, 3)`` RGB, uint8; an array, or images that are read when rows are asked for
+            (:class:`scatterdp.datasets.joined.JoinedImages`).
         y_train: ``(N,)`` int64 in ``[0, num_classes)``.
         x_test: like ``x_train``, the same image shape.
         y_test: like ``y_train``.
@@ -40,9 +41,9 @@ class Dataset:
     """
 
     name: str
-    x_train: Images
+    x_train: np.ndarray
     y_train: np.ndarray
-    x_test: Images
+    x_test: np.ndarray
     y_test: np.ndarray
     class_names: tuple[str, ...]
     public: bool = False
@@ -77,7 +78,7 @@ class Dataset:
                 f"but test images are {self.x_test.shape[1:]}, expected one size"
             )
 
-    def split(self, split: str) -> tuple[Images, np.ndarray]:
+    def split(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Images and labels of ``"train"`` or ``"test"``."""
         return (self.x_train, self.y_train) if split == "train" else (self.x_test, self.y_test)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 
@@ -51,6 +52,10 @@ class JoinedImages:
         ]
         return np.concatenate([self._none(), *(piece for piece in pieces if len(piece))])[places]
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All of them, in memory."""
+        return self[:] if dtype is None else self[:].astype(dtype)
+
     def _begins(self) -> list[tuple[Images, int]]:
         return [(part, int(end) - len(part)) for part, end in zip(self._parts, self._ends, strict=True)]
 
@@ -73,7 +78,7 @@ def with_more_images(dataset: Dataset, x: Images, y: np.ndarray, *, count: int |
     count = len(x) if count is None else count
     return Dataset(
         name=f"{dataset.name}+{count}",
-        x_train=JoinedImages([dataset.x_train, x], length=len(dataset.x_train) + count),
+        x_train=cast(np.ndarray, JoinedImages([dataset.x_train, x], length=len(dataset.x_train) + count)),
         y_train=np.concatenate([dataset.y_train, y[:count]]),
         x_test=dataset.x_test,
         y_test=dataset.y_test,

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from scatterdp.training.rows import Rows
+from scatterdp.training.rows import LabelledRows
 
 
 @torch.no_grad()
-def evaluate(classifier: nn.Module, rows: Rows, weights: dict[str, Tensor] | None = None) -> tuple[float, float]:
+def evaluate(
+    classifier: nn.Module, rows: LabelledRows, weights: dict[str, Tensor] | None = None
+) -> tuple[float, float]:
     """Accuracy in [0, 1] and mean cross entropy (nats) of all rows.
 
     Args:

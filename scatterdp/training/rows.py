@@ -36,16 +36,20 @@ class Piece:
 class Rows(Protocol):
     """Examples by row number."""
 
-    @property
-    def y(self) -> Tensor:
-        """``(N,)`` int64 labels."""
-        ...
-
     def pieces(self, indices: np.ndarray, *, step: int) -> Iterator[Piece]:
         """The examples of one logical batch in physical pieces; none for an empty batch.
 
         A piece is valid until the next one is asked for: its memory may be used again.
         """
+        ...
+
+
+class LabelledRows(Rows, Protocol):
+    """Rows whose number and labels are known."""
+
+    @property
+    def y(self) -> Tensor:
+        """``(N,)`` int64."""
         ...
 
 

@@ -151,7 +151,7 @@ class _Scratch:
         self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 (closed by the reader)
 
     def append(self, values: Tensor) -> None:
-        content = memoryview(values.cpu().numpy()).cast("B")
+        content = values.cpu().numpy().data.cast("B")
         try:
             while content:
                 content = content[self._file.write(content) :]
