@@ -65,7 +65,7 @@ class RowFile:
         if not hasattr(os, "posix_fadvise"):
             return
         descriptor = self._file.fileno()
-        for offset, size in self._pieces(self._offsets(np.sort(rows)), gap=_GAP_BYTES):
+        for offset, size in self._pieces(np.sort(self._offsets(rows)), gap=_GAP_BYTES):
             os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
     def read(self, rows: np.ndarray) -> np.ndarray:

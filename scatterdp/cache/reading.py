@@ -250,14 +250,16 @@ class FeatureCache:
         """Reads rows ``(b, K, h, w)`` by number, fast; they are not compared with digests.
 
         Raises:
-            CacheError: the file cannot be opened again.
+            CacheError: the file cannot be opened again, or is damaged.
         """
         features, offsets = self.group(split)["features"], {}
-        features.id.chunk_iter(lambda info: offsets.__setitem__(info.chunk_offset[0], info.byte_offset))
         try:
             file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (closed by the reader)
+            features.id.chunk_iter(lambda info: offsets.__setitem__(info.chunk_offset[0], info.byte_offset))
         except OSError as error:
-            raise CacheError(f"{self.path}: cannot be opened ({error.strerror}); was it removed?") from error
+            raise CacheError(f"{self.path}: cannot be opened again ({error.strerror}); was it removed?") from error
+        except RuntimeError as error:
+            raise CacheError(f"{self.path}: its structure is damaged ({error}); {remedy(self.path)}") from error
         return RowFile(
             file,
             name=str(self.path),
