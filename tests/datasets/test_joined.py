@@ -11,7 +11,10 @@ from scatterdp.datasets.dataset import Dataset
 from scatterdp.datasets.joined import JoinedImages, with_more_images
 from scatterdp.errors import DatasetError
 
-PARTS = [np.arange(start, start + count * 4, dtype=np.uint8).reshape(count, 2, 2) for start, count in ((0, 5), (50, 1), (90, 7))]
+PARTS = [
+    np.arange(start, start + count * 4, dtype=np.uint8).reshape(count, 2, 2)
+    for start, count in ((0, 5), (50, 1), (90, 7))
+]
 WHOLE = np.concatenate(PARTS)
 
 

@@ -53,7 +53,13 @@ def test_what_python_2_wrote(tmp_path):
         return b"U" + bytes([len(text)]) + text
 
     content = bytes(range(6))
-    dtype = b"cnumpy\ndtype\n(" + short(b"u1") + b"K\x00K\x01tR(K\x03" + short(b"|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    dtype = (
+        b"cnumpy\ndtype\n("
+        + short(b"u1")
+        + b"K\x00K\x01tR(K\x03"
+        + short(b"|")
+        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    )
     array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00t" + short(b"b") + b"tR"
     state = b"(K\x01(K\x02K\x03t" + dtype + b"\x89T" + struct.pack("<i", 6) + content + b"tb"
     path = tmp_path / "x.pickle"
@@ -73,14 +79,34 @@ class Runs:
 
 @pytest.mark.parametrize(
     "function",
-    [os.system, eval, exec, __import__, getattr, open, np.load, np.fromfile, np.save, pickle.loads, np.lib.format.open_memmap],
+    [
+        os.system,
+        eval,
+        exec,
+        __import__,
+        getattr,
+        open,
+        np.load,
+        np.fromfile,
+        np.save,
+        pickle.loads,
+        np.lib.format.open_memmap,
+    ],
 )
 @pytest.mark.parametrize("protocol", range(6))
 def test_hostile_pickles_are_not_run(tmp_path, function, protocol):
     path, mark = tmp_path / "x.pickle", tmp_path / "mark"
-    argument = f"touch {mark}" if function is os.system else f"open({str(mark)!r}, 'w')" if function in (eval, exec) else str(mark)
+    argument = (
+        f"touch {mark}"
+        if function is os.system
+        else f"open({str(mark)!r}, 'w')"
+        if function in (eval, exec)
+        else str(mark)
+    )
     write(path, {"data": Runs(function, argument)}, protocol)
-    with pytest.raises(DatasetError, match=r"^.*x\.pickle: the pickle names .* which could run code; only arrays and plain"):
+    with pytest.raises(
+        DatasetError, match=r"^.*x\.pickle: the pickle names .* which could run code; only arrays and plain"
+    ):
         read_pickled_arrays(path)
     assert [file.name for file in tmp_path.iterdir()] == ["x.pickle"]
 

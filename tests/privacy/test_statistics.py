@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from scatterdp.errors import UserError
 from scatterdp.privacy.accounting import epsilon_of
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.privacy.sampling import PoissonSelection
 from scatterdp.privacy.statistics import (
     StatisticsBounds,
     bounds_from_norm,
@@ -18,6 +19,7 @@ from scatterdp.privacy.statistics import (
     clip_rows,
     release_channel_statistics,
     statistics_event,
+    statistics_selection,
 )
 
 KEY = RandomKey.from_seed(0)
@@ -448,7 +450,10 @@ def test_all_examples_are_no_sample_and_rows_must_be_all():
     assert statistics_selection(200, 200) is None
     bounds = bounds_of([1.0, 1.0, 1.0], 1.0, 1.0)
     features = dyadic_features(20)
-    blocks, arguments = [torch.from_numpy(features)], {"bounds": bounds, "noise_multiplier": 1.0, "key": RandomKey.from_seed(0)}
+    blocks, arguments = (
+        [torch.from_numpy(features)],
+        {"bounds": bounds, "noise_multiplier": 1.0, "key": RandomKey.from_seed(0)},
+    )
     with pytest.raises(ValueError, match="20 rows, expected the 30 that the sample is of"):
         release_channel_statistics(blocks, num_examples=30, selection=statistics_selection(30, 10), **arguments)
     with pytest.raises(ValueError, match="num_examples=20: the selection samples from 30"):

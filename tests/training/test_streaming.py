@@ -90,7 +90,8 @@ def test_pieces_are_those_of_rows_in_memory_bit_for_bit(features, make, physical
 )
 def test_a_model_is_the_same_bit_for_bit(small_dataset, small_extractor, tmp_path, dtype, changes):
     plan = TrainingPlan(
-        **{"num_examples": 60, "batch_size": 20, "epochs": 3, "lr": 1.0, "noise_multiplier": 1.0, "input_norm": "none"} | changes
+        **{"num_examples": 60, "batch_size": 20, "epochs": 3, "lr": 1.0, "noise_multiplier": 1.0, "input_norm": "none"}
+        | changes
     )
     with extract_features(small_dataset, small_extractor, features_dir=tmp_path, dtype=dtype) as features:
         results = [
@@ -109,7 +110,13 @@ def test_a_model_is_the_same_bit_for_bit(small_dataset, small_extractor, tmp_pat
 @pytest.mark.usefixtures("accounting_once")
 def test_a_network_is_the_same_bit_for_bit(digits_features):
     plan = TrainingPlan(
-        num_examples=1437, batch_size=300, epochs=1, lr=1.0, noise_multiplier=1.0, head="scatternet_cnn_small", engine="mixed_ghost"
+        num_examples=1437,
+        batch_size=300,
+        epochs=1,
+        lr=1.0,
+        noise_multiplier=1.0,
+        head="scatternet_cnn_small",
+        engine="mixed_ghost",
     )
     extractor = SimpleNamespace(
         name="scatternet", fingerprint=digits_features.extractor_fingerprint, output_shape=digits_features.output_shape
