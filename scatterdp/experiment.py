@@ -14,15 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import tyro
 
 from scatterdp.cache import SPLITS, Features, extract_features
-from scatterdp.commands.exits import exit_code
 from scatterdp.config import BaselinesConfig, TinyImagesConfig, TrainingConfig
 from scatterdp.datasets import Dataset, load_dataset
 from scatterdp.datasets.joined import with_more_images
 from scatterdp.errors import ConfigError
+from scatterdp.exits import exit_code
 from scatterdp.extractors import make_extractor
 from scatterdp.extractors.base import Extractor
 from scatterdp.heads import make_classifier
@@ -44,12 +45,17 @@ from scatterdp.training.preconditioning import check_directions
 from scatterdp.training.result import FitResult
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH
 from scatterdp.training.streaming import default_budget, matrix_bytes
+from scatterdp.training.validation import TrainingSubset, held_out_rows
 
 _Config = TypeVar("_Config", bound=TrainingConfig)
 
 
-def run(config: BaselinesConfig) -> RunFolder:
+def run(config: BaselinesConfig, *, wait_for_features: float = 0.0) -> RunFolder:
     """Run one configuration, or continue the run that it names; prints progress and result.
+
+    Args:
+        config: of the command.
+        wait_for_features: seconds to wait for another process that is extracting the same features.
 
     Returns:
         The finished run's folder.
@@ -62,17 +68,13 @@ def run(config: BaselinesConfig) -> RunFolder:
     if isinstance(config, TinyImagesConfig):
         _check_file(config)
     dataset = load_dataset(config.dataset, data_dir=config.data_dir, on_event=say)
-    recipe_name = dataset.name if dataset.public else ""  # a folder may be called cifar10 too
-    epoch_examples, assumptions = None, []
+    own = dataset
     if isinstance(config, TinyImagesConfig):
-        epoch_examples = len(dataset.x_train)
-        dataset = _with_tiny_images(dataset, config)
-        assumptions = [_OF_TINY_IMAGES]
-    plan = plan_from_config(
-        config, dataset_name=recipe_name, num_examples=len(dataset.x_train), epoch_examples=epoch_examples
-    )
-    words = extractor_of(config, recipe_name, len(dataset.x_train))
-    extractor = make_extractor(words, dataset.image_shape).to(device)
+        dataset = _with_tiny_images(own, config)
+    held_out = held_out_rows(dataset, config.validation) if config.validation else None
+    plan = plan_on(config, dataset, held_out, own=own)
+    trained = np.arange(len(dataset.x_train)) if held_out is None else np.flatnonzero(~held_out)
+    extractor = make_extractor(features_of(config, own), dataset.image_shape).to(device)
     make_classifier(plan.head, extractor.output_shape, dataset.num_classes)  # says so before minutes of extraction
     check_normalizer(plan, extractor)
     check_directions(plan.precondition, extractor)
@@ -82,25 +84,35 @@ def run(config: BaselinesConfig) -> RunFolder:
         f"{dataset.name}: {len(dataset.x_train)} training and {len(dataset.x_test)} test images of {shape}, "
         f"{dataset.num_classes} classes; features {'×'.join(map(str, extractor.output_shape))}"
     )
+    if held_out is not None:
+        say(
+            f"validation: {len(held_out) - len(trained)} of the training images are held out, {len(trained)} are trained on"
+        )
     announce(config, plan)
 
     begin = time.monotonic()
     with extract_features(
-        dataset, extractor, features_dir=config.features_dir, dtype=config.feature_dtype, progress=True
+        dataset,
+        extractor,
+        features_dir=config.features_dir,
+        dtype=config.feature_dtype,
+        progress=True,
+        lock_timeout=wait_for_features,
     ) as features:
         seconds_extract = time.monotonic() - begin
         say(f"features: cached in {config.features_dir}")
         return train_and_record(
             config,
-            features,
+            features if held_out is None else TrainingSubset(features, trained),
             plan,
             folder=folder,
             extractor=extractor,
             device=device,
             seconds_extract=seconds_extract,
             published_data=dataset.public,
-            augmented_images=dataset.x_train if config.augment else None,
-            assumptions=assumptions,
+            augmented_images=_images_of(dataset, held_out) if config.augment else None,
+            assumptions=[_OF_TINY_IMAGES] if isinstance(config, TinyImagesConfig) else [],
+            **({} if held_out is None else {"validation": TrainingSubset(features, np.flatnonzero(held_out))}),
         )
 
 
@@ -140,6 +152,42 @@ def _with_tiny_images(dataset: Dataset, config: TinyImagesConfig) -> Dataset:
             f"{config.tiny_images} {len(x)}"
         )
     return with_more_images(dataset, x, y, count=wanted - own)
+
+
+def _images_of(dataset: Dataset, held_out: np.ndarray | None) -> np.ndarray:
+    """The images that are trained on; all of them stay where they are."""
+    return dataset.x_train if held_out is None else dataset.x_train[np.flatnonzero(~held_out)]
+
+
+def plan_on(
+    config: BaselinesConfig, dataset: Dataset, held_out: np.ndarray | None, *, own: Dataset | None = None
+) -> TrainingPlan:
+    """What a config comes to on a data set, its noise multiplier known; of the data only public numbers count.
+
+    Args:
+        config: of the command.
+        dataset: its data set.
+        held_out: ``(N,)`` bool, the training examples that are not trained on; None: all are.
+        own: the data set without images that were added to it: its name finds the recipe, its size is an epoch. None: none were.
+
+    Raises:
+        UserError: the config does not fit the data set, or the budget cannot be met.
+    """
+    num_examples = len(dataset.x_train) if held_out is None else int((~held_out).sum())
+    own = own or dataset
+    epoch_examples = None if own is dataset else min(len(own.x_train), num_examples)
+    return plan_from_config(
+        config, dataset_name=_recipe_name(own), num_examples=num_examples, epoch_examples=epoch_examples
+    )
+
+
+def features_of(config: BaselinesConfig, dataset: Dataset) -> str:
+    """The specification of the features that a config trains on."""
+    return extractor_of(config, _recipe_name(dataset), len(dataset.x_train))
+
+
+def _recipe_name(dataset: Dataset) -> str:
+    return dataset.name if dataset.public else ""  # a folder may be called cifar10 too
 
 
 def opened(config: _Config) -> tuple[RunFolder | None, _Config]:
@@ -195,7 +243,7 @@ def train_and_record(
         device: where to train.
         seconds_extract: that the features took, for the record.
         published_data: see :func:`scatterdp.training.fit.fit`, as for
-        further: ``augmented_images``, ``statistics``, ``assumptions``.
+        further: ``augmented_images``, ``statistics``, ``assumptions``, ``validation``.
 
     Returns:
         The finished run's folder.
@@ -215,6 +263,7 @@ def train_and_record(
             raise KeyboardInterrupt(
                 f"interrupted: go on with python -m {config.module_name()} --resume={folder.path}"
             ) from None
+        folder.write_test_predictions(result.test_predictions, features.labels("test"), by_example=published_data)
         _record(folder, plan, result, seconds_extract)
     _report(plan, result)
     say(f"run folder: {folder.path}")
@@ -290,6 +339,7 @@ def _record(folder: RunFolder, plan: TrainingPlan, result: FitResult, seconds_ex
         {
             "test_accuracy": result.test_accuracy,
             "test_accuracy_ema": result.test_accuracy_ema,
+            **_validated(plan, result),
             "plan": dataclasses.asdict(plan),
             "private": certificate["private"],
             "not_private": certificate["not_private"],
@@ -308,12 +358,22 @@ def _record(folder: RunFolder, plan: TrainingPlan, result: FitResult, seconds_ex
     folder.finish()
 
 
+def _validated(plan: TrainingPlan, result: FitResult) -> dict[str, float]:
+    """The accuracy on held-out private examples, under a name that says whether the guarantee covers it."""
+    if result.validation_accuracy is None:
+        return {}
+    exact = plan.validation_noise_multiplier is None
+    return {"validation_accuracy_not_private" if exact else "validation_accuracy": result.validation_accuracy}
+
+
 def _report(plan: TrainingPlan, result: FitResult) -> None:
     certificate = result.certificate
     if not certificate["private"]:
         say(f"NOT PRIVATE (no noise): test accuracy {result.test_accuracy:.4f}")
         return
     say(f"test accuracy {result.test_accuracy:.4f} (averaged weights {result.test_accuracy_ema:.4f})")
+    for name, accuracy in _validated(plan, result).items():
+        say(f"{name.replace('_', ' ').replace('not private', '(NOT PRIVATE)')} {accuracy:.4f}")
     by_accountant = ", ".join(
         f"{name} {rounded_up(value)}" for name, value in certificate["epsilon_by_accountant"].items()
     )

@@ -11,9 +11,9 @@ from typing import Literal, TypeVar
 import tyro
 
 from scatterdp.cache import ranks_of_environment
-from scatterdp.commands.exits import exit_code
 from scatterdp.commands.extract import extract_to_cache, load_images
 from scatterdp.errors import ConfigError, DatasetError
+from scatterdp.exits import exit_code
 from scatterdp.training.device import resolve_device
 from transfer.sources import make_backbone
 

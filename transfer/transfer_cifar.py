@@ -25,9 +25,9 @@ import sys
 import tyro
 
 from scatterdp.cache import FeatureCache, Features
-from scatterdp.commands.exits import exit_code
 from scatterdp.datasets import load_dataset
 from scatterdp.errors import ConfigError
+from scatterdp.exits import exit_code
 from scatterdp.experiment import announce, make_log_folder, opened, say, train_and_record
 from scatterdp.extractors.base import Extractor
 from scatterdp.records import RunFolder

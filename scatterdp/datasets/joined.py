@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
 
 from scatterdp.datasets.dataset import Dataset
 from scatterdp.datasets.images import Images
+
+_BLOCK_ROWS = 1024
 
 
 class JoinedImages:
@@ -30,6 +32,11 @@ class JoinedImages:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Each image, read in blocks."""
+        for start in range(0, len(self), _BLOCK_ROWS):
+            yield from self[start : start + _BLOCK_ROWS]
 
     @property
     def nbytes(self) -> int:

@@ -27,3 +27,10 @@ def evaluate(
         correct += int((logits.argmax(1) == piece.y).sum())
         loss += float(nn.functional.cross_entropy(logits, piece.y, reduction="sum"))
     return correct / len(rows.y), loss / len(rows.y)
+
+
+@torch.no_grad()
+def predicted_classes(classifier: nn.Module, rows: LabelledRows) -> np.ndarray:
+    """``(N,)`` int64: the class of the largest logit of every row, in order; pieces are those of :func:`evaluate`."""
+    pieces = rows.pieces(np.arange(len(rows.y)), step=0)
+    return torch.cat([classifier(piece.x).argmax(1) for piece in pieces]).cpu().numpy()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from scatterdp.cache import Features
+from scatterdp.cache import Features, Split
 from scatterdp.engines import ENGINES, check_by_example
 from scatterdp.errors import UserError
 from scatterdp.extractors.base import Extractor
@@ -20,7 +20,7 @@ from scatterdp.heads import Head, Precondition, make_classifier
 from scatterdp.privacy.ledger import Ledger, finite_or_none
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.checkpoint import Checkpoint
-from scatterdp.training.evaluation import evaluate
+from scatterdp.training.evaluation import evaluate, predicted_classes
 from scatterdp.training.loop import TrainingState, train
 from scatterdp.training.normalization import PublicStatistics, release_normalizer, restore_normalizer
 from scatterdp.training.plan import TrainingPlan
@@ -28,6 +28,7 @@ from scatterdp.training.preconditioning import folded, synthetic_precondition
 from scatterdp.training.result import FitResult, certify
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, AugmentedRows, FeatureRows
 from scatterdp.training.streaming import StreamedRows, default_budget, matrix_bytes, open_rows
+from scatterdp.training.validation import validation_accuracy
 
 CHECKPOINT_SECONDS = 5.0
 _PATIENCE = 5  # epochs without a better test accuracy
@@ -47,6 +48,7 @@ def fit(
     statistics: PublicStatistics | None = None,
     assumptions: Sequence[str] = (),
     memory_budget: int | None = None,
+    validation: Features | None = None,
     resume: Checkpoint | None = None,
     on_metrics: Callable[[dict[str, Any]], None] = lambda row: None,
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
@@ -69,6 +71,8 @@ def fit(
         assumptions: further sentences for the certificate: what the guarantee takes for granted about ``features``.
         memory_budget: most bytes that rows of both splits may take; larger ones are read from the disk for every batch, with the same
             result. None: half of what is free.
+        validation: features whose training split are private examples that ``features`` lack (:mod:`scatterdp.training.validation`): the accuracy on
+            them is computed once, after the last step.
         resume: continue from here; its key replaces ``key``.
         on_metrics: called with each epoch's row.
         on_checkpoint: called with a checkpoint once the statistics are released and then every few seconds.
@@ -84,7 +88,7 @@ def fit(
         device=device,
         statistics=statistics,
     )
-    _check_belonging(features, plan, extractor, augmented_images)
+    _check_belonging(features, plan, extractor, augmented_images, validation)
     if resume is not None and resume.context != here:
         raise UserError(
             "resume: data, settings, device or versions are not those that the run began with; its noise must not be used "
@@ -122,8 +126,9 @@ def fit(
 
     budget = default_budget(device) if memory_budget is None else memory_budget
 
-    def load(split, budget: int | None) -> FeatureRows | StreamedRows:
-        return open_rows(
+    def load(features: Features, split: Split) -> FeatureRows | StreamedRows:
+        nonlocal budget
+        rows = open_rows(
             features,
             split,
             head.normalizer,
@@ -131,11 +136,12 @@ def fit(
             physical_batch_size=physical_batch_size,
             budget=budget,
         )
+        if budget is not None and isinstance(rows, FeatureRows):
+            budget -= matrix_bytes(features, split)
+        return rows
 
-    test = load("test", budget)
-    if budget is not None and isinstance(test, FeatureRows):
-        budget -= matrix_bytes(features, "test")
-    cached_train = load("train", budget) if augmented_images is None or train_metrics else None
+    test = load(features, "test")
+    cached_train = load(features, "train") if augmented_images is None or train_metrics else None
     if augmented_images is None:
         assert cached_train is not None
         rows = cached_train
@@ -194,6 +200,13 @@ def fit(
     stopped = plan.early_stop and _has_stalled([row["test_accuracy"] for row in metrics])
     engine = ENGINES[plan.engine]
     ledger.record(train(state, rows, plan, key=key, engine=engine, after_epoch=after_epoch, stopped=stopped))
+    predictions = predicted_classes(head.classifier, test)
+    measured = None if validation is None else load(validation, "train")
+    accuracy = None
+    if measured is not None:
+        accuracy, entries = validation_accuracy(head.classifier, measured, plan, key)
+        for entry in entries:
+            ledger.record(entry)
     average = state.average.average
     if plan.precondition and isinstance(head.classifier, nn.Linear):
         normalizer, precondition = head.normalizer.children()
@@ -213,11 +226,21 @@ def fit(
             key=key,
             published_data=published_data,
             augmented=augmented_images is not None,
-            not_private=["train_accuracy_not_private", "train_loss_not_private"] if train_metrics else [],
+            not_private=[
+                *(["train_accuracy_not_private", "train_loss_not_private"] if train_metrics else []),
+                *(
+                    ["validation_accuracy_not_private"]
+                    if validation is not None and plan.validation_noise_multiplier is None
+                    else []
+                ),
+            ],
+            num_validation=None if measured is None else len(measured.y),
             assumptions=[*assumptions, *_assumed(plan, statistics)],
         ),
         metrics=metrics,
+        test_predictions=predictions,
         seconds=time.monotonic() - begin,
+        validation_accuracy=accuracy,
     )
 
 
@@ -230,12 +253,20 @@ def _restored(features: Features, plan: TrainingPlan, state: dict[str, Any]) -> 
 
 
 def _check_belonging(
-    features: Features, plan: TrainingPlan, extractor: Extractor, augmented_images: np.ndarray | None
+    features: Features,
+    plan: TrainingPlan,
+    extractor: Extractor,
+    augmented_images: np.ndarray | None,
+    validation: Features | None,
 ) -> None:
     if plan.num_examples != features.num_rows("train"):
         raise UserError(
             f"num_examples={plan.num_examples}: the features have {features.num_rows('train')} training rows, "
             "make the plan for those"
+        )
+    if plan.validation_noise_multiplier is not None and validation is None:
+        raise UserError(
+            f"validation_noise_multiplier={plan.validation_noise_multiplier}: there are no examples to validate on; give validation"
         )
     if extractor.fingerprint != features.extractor_fingerprint:
         raise UserError(f"extractor: {extractor.name} with this configuration did not make {features.path}")

@@ -31,6 +31,7 @@ def test_slices_and_row_numbers_are_those_of_the_whole(length):
         rows = rng.integers(0, len(whole), count)
         assert np.array_equal(joined[rows], whole[rows])
     assert np.array_equal(np.asarray(joined), whole)
+    assert np.array_equal(np.stack(list(joined)), whole)
     with pytest.raises(IndexError, match=f"expected 0 to {len(whole) - 1}"):
         joined[np.array([len(whole)])]
     with pytest.raises(ValueError, match="only slices without step"):
