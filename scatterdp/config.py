@@ -10,9 +10,12 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_type_hints
+from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
+
+import tyro
 
 from scatterdp.errors import ConfigError
+from scatterdp.sizes import bytes_of
 
 InputNorm = Literal["BN", "GroupNorm", "GN", "none"]
 Optimizer = Literal["SGD", "Adam", "LR"]
@@ -77,6 +80,9 @@ class TrainingConfig:
     """auto, cpu, cuda or cuda:N."""
     data_dir: Path | None = None
     """Where data sets are looked for and kept. None: $SCATTERDP_DATA, else ./data."""
+    memory_budget: str | None = None
+    """Most memory for training and test features, such as 4GB: larger ones stay on the disk, and batches are read from there. Changes no
+    number. None: half of what is free."""
     run_dir: Path | None = None
     """Where the run's record goes; must not exist yet. None: runs/<dataset>-<time>."""
     resume: Path | None = None
@@ -119,6 +125,10 @@ class TrainingConfig:
             )
         if self.sample_batches and self.sampling == "shuffle":
             raise ConfigError("sample_batches and sampling=shuffle contradict each other, give one of them")
+        if self.memory_budget is not None:
+            bytes_of(self.memory_budget, argument="memory_budget")
+            if self.optim == "LR":
+                raise ConfigError(f"memory_budget={self.memory_budget}: has no effect with optim=LR, leave it out")
         if self.nesterov and (self.optim != "SGD" or self.momentum == 0):
             raise ConfigError("nesterov: needs optim=SGD and momentum > 0")
 
@@ -273,6 +283,44 @@ class CnnsConfig(BaselinesConfig):
         return name if self.size == "None" else f"{name}_small"
 
 
+@dataclass(frozen=True, kw_only=True)
+class TinyImagesConfig(CnnsConfig):
+    """A differentially private classifier on a data set and many more labelled images (Tramèr & Boneh 2021, section 4).
+
+    All training images, the data set's own and the others, count as private alike. An epoch is as many steps as the data set's own
+    images make; batches are drawn from all. Statistics are released on a sample as large as the data set's own images.
+    """
+
+    tiny_images: Path | None = None
+    """The other images: a pickle, .npz or .h5 with arrays data (n, H, W, 3) uint8 and extrapolated_targets (n,)."""
+    data_size: int | None = None
+    """Training images in all; the data set's own come first. None: all there are."""
+    model: Literal["linear", "cnn"] = "linear"
+    """A linear classifier or the published networks."""
+    target_delta: Annotated[float, tyro.conf.arg(aliases=("--delta",))] = 9.09e-7
+    """δ; the published one is 1/(2 · 550000)."""
+
+    @classmethod
+    def module_name(cls) -> str:
+        return "scatterdp.tiny_images"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data_size is not None and self.data_size < 1:
+            raise ConfigError(f"data_size={self.data_size}: expected a whole number ≥ 1")
+        if self.model == "linear":
+            for name, default in (("arch", "cnn"), ("size", "None"), ("engine", "mixed_ghost")):
+                if getattr(self, name) != default:
+                    raise ConfigError(
+                        f"{name}={getattr(self, name)}: has no effect with model=linear; give --model=cnn"
+                    )
+
+    @property
+    def head(self) -> str:
+        """The head's name."""
+        return "linear" if self.model == "linear" else super().head
+
+
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "optim": get_args(Optimizer),
     "input_norm": (None, *get_args(InputNorm)),
@@ -280,6 +328,7 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "sampling": ("poisson", "shuffle"),
     "feature_dtype": ("float32", "float16"),
     "size": ("small", "None"),
+    "model": ("linear", "cnn"),
     "arch": get_args(Architecture),
     "schedule": (None, *get_args(Schedule)),
     "clipping": ("flat", "per_layer", "automatic"),
@@ -287,4 +336,4 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
 }
 _NUMBERS = ("batch_size", "mini_batch_size", "lr", "momentum", "noise_multiplier", "max_grad_norm", "epochs", "num_groups",
             "bn_noise_multiplier", "max_epsilon", "target_epsilon", "target_delta", "seed", "augmentation_multiplicity", "precondition",
-            "precondition_power", "validation", "validation_noise_multiplier")  # fmt: skip
+            "precondition_power", "validation", "validation_noise_multiplier", "data_size")  # fmt: skip

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 import tyro
 
-from scatterdp.cache import Features, extract_features
-from scatterdp.config import BaselinesConfig, TrainingConfig
+from scatterdp.cache import SPLITS, Features, extract_features
+from scatterdp.config import BaselinesConfig, TinyImagesConfig, TrainingConfig
 from scatterdp.datasets import Dataset, load_dataset
+from scatterdp.datasets.joined import with_more_images
 from scatterdp.errors import ConfigError
 from scatterdp.exits import exit_code
 from scatterdp.extractors import make_extractor
@@ -32,6 +33,8 @@ from scatterdp.privacy.randomness import RandomKey
 from scatterdp.recipes import extractor_of
 from scatterdp.records import RunFolder, new_run_dir, peak_memory_bytes
 from scatterdp.report.plots import plot_accuracy_and_epsilon
+from scatterdp.sizes import bytes_of
+from scatterdp.tables.labelled_images import open_labelled_images
 from scatterdp.training.checkpoint import Checkpoint
 from scatterdp.training.device import resolve_device
 from scatterdp.training.fit import fit
@@ -41,6 +44,7 @@ from scatterdp.training.plan import TrainingPlan, plan_from_config
 from scatterdp.training.preconditioning import check_directions
 from scatterdp.training.result import FitResult
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH
+from scatterdp.training.streaming import default_budget, matrix_bytes
 from scatterdp.training.validation import TrainingSubset, held_out_rows
 
 _Config = TypeVar("_Config", bound=TrainingConfig)
@@ -61,11 +65,16 @@ def run(config: BaselinesConfig, *, wait_for_features: float = 0.0) -> RunFolder
     """
     folder, config = opened(config)
     device = resolve_device(config.device)
+    if isinstance(config, TinyImagesConfig):
+        _check_file(config)
     dataset = load_dataset(config.dataset, data_dir=config.data_dir, on_event=say)
+    own = dataset
+    if isinstance(config, TinyImagesConfig):
+        dataset = _with_tiny_images(own, config)
     held_out = held_out_rows(dataset, config.validation) if config.validation else None
-    plan = plan_on(config, dataset, held_out)
+    plan = plan_on(config, dataset, held_out, own=own)
     trained = np.arange(len(dataset.x_train)) if held_out is None else np.flatnonzero(~held_out)
-    extractor = make_extractor(features_of(config, dataset), dataset.image_shape).to(device)
+    extractor = make_extractor(features_of(config, own), dataset.image_shape).to(device)
     make_classifier(plan.head, extractor.output_shape, dataset.num_classes)  # says so before minutes of extraction
     check_normalizer(plan, extractor)
     check_directions(plan.precondition, extractor)
@@ -101,24 +110,75 @@ def run(config: BaselinesConfig, *, wait_for_features: float = 0.0) -> RunFolder
             device=device,
             seconds_extract=seconds_extract,
             published_data=dataset.public,
-            augmented_images=dataset.x_train[trained] if config.augment else None,
+            augmented_images=_images_of(dataset, held_out) if config.augment else None,
+            assumptions=[_OF_TINY_IMAGES] if isinstance(config, TinyImagesConfig) else [],
             **({} if held_out is None else {"validation": TrainingSubset(features, np.flatnonzero(held_out))}),
         )
 
 
-def plan_on(config: BaselinesConfig, dataset: Dataset, held_out: np.ndarray | None) -> TrainingPlan:
+_OF_TINY_IMAGES = (
+    "All training images are private alike, the data set's own and those added to it. Which images were added, and their labels, are taken as "
+    "given, each a fact about its own image: labels or a choice made by a model that was trained on other images of the training set (the "
+    "published pseudo-labels: on CIFAR-10) tell about those, and that is not covered."
+)
+
+
+def _check_file(config: TinyImagesConfig) -> None:
+    """Raise ConfigError where the file of further images is not named or not there, before any work."""
+    if config.tiny_images is None:
+        raise ConfigError("tiny_images: not given; name the file with the further images, --tiny_images=FILE")
+    if not config.tiny_images.is_file():
+        raise ConfigError(
+            f"tiny_images={config.tiny_images}: no such file; give the published pickle, or an .npz or .h5 with data and "
+            "extrapolated_targets"
+        )
+
+
+def _with_tiny_images(dataset: Dataset, config: TinyImagesConfig) -> Dataset:
+    """The data set with as many further images as the config says.
+
+    Raises:
+        ConfigError: a data_size that cannot be had.
+        DatasetError: a file that does not fit.
+    """
+    x, y = open_labelled_images(
+        "tiny_images", str(config.tiny_images), image_shape=dataset.image_shape, num_classes=dataset.num_classes
+    )
+    own = len(dataset.x_train)
+    wanted = own + len(x) if config.data_size is None else config.data_size
+    if not own < wanted <= own + len(x):
+        raise ConfigError(
+            f"data_size={wanted}: expected {own + 1} to {own + len(x)}; {dataset.name} has {own} training images and "
+            f"{config.tiny_images} {len(x)}"
+        )
+    return with_more_images(dataset, x, y, count=wanted - own)
+
+
+def _images_of(dataset: Dataset, held_out: np.ndarray | None) -> np.ndarray:
+    """The images that are trained on; all of them stay where they are."""
+    return dataset.x_train if held_out is None else dataset.x_train[np.flatnonzero(~held_out)]
+
+
+def plan_on(
+    config: BaselinesConfig, dataset: Dataset, held_out: np.ndarray | None, *, own: Dataset | None = None
+) -> TrainingPlan:
     """What a config comes to on a data set, its noise multiplier known; of the data only public numbers count.
 
     Args:
         config: of the command.
         dataset: its data set.
         held_out: ``(N,)`` bool, the training examples that are not trained on; None: all are.
+        own: the data set without images that were added to it: its name finds the recipe, its size is an epoch. None: none were.
 
     Raises:
         UserError: the config does not fit the data set, or the budget cannot be met.
     """
     num_examples = len(dataset.x_train) if held_out is None else int((~held_out).sum())
-    return plan_from_config(config, dataset_name=_recipe_name(dataset), num_examples=num_examples)
+    own = own or dataset
+    epoch_examples = None if own is dataset else min(len(own.x_train), num_examples)
+    return plan_from_config(
+        config, dataset_name=_recipe_name(own), num_examples=num_examples, epoch_examples=epoch_examples
+    )
 
 
 def features_of(config: BaselinesConfig, dataset: Dataset) -> str:
@@ -239,6 +299,7 @@ def _fit(
             extractor=extractor,
             key=key,
             device=device,
+            memory_budget=_memory_budget(config, features, device),
             physical_batch_size=config.mini_batch_size or DEFAULT_PHYSICAL_BATCH,
             published_data=published_data,
             train_metrics=config.train_metrics,
@@ -247,6 +308,20 @@ def _fit(
             on_checkpoint=lambda state: state.save(folder.checkpoint),
             **further,
         )
+
+
+def _memory_budget(config: TrainingConfig, features: Features, device: torch.device) -> int | None:
+    """Bytes that rows may take; says so where they are more."""
+    if config.memory_budget is not None:
+        budget = bytes_of(config.memory_budget, argument="memory_budget")
+    else:
+        budget = default_budget(device)
+    rows = sum(matrix_bytes(features, split) for split in SPLITS)
+    if budget is not None and rows > budget:
+        say(
+            f"memory: {rows / 1e9:.2f} GB of features, a budget of {budget / 1e9:.2f} GB: batches are read from the disk"
+        )
+    return budget
 
 
 def _record(folder: RunFolder, plan: TrainingPlan, result: FitResult, seconds_extract: float) -> None:

@@ -17,7 +17,9 @@ are released.
 
 **Formal guarantee.** Adding or removing one example moves the first sum by at most :math:`b_u` and the second by at
 most :math:`b_w` in L2, so the two releases are two Gaussian mechanisms of noise multiplier σ: the event returned is
-``2 × Gaussian(σ)``. N, :math:`s` and the bounds are public: scales and bounds are computed from synthetic images
+``2 × Gaussian(σ)``. With a selection that samples (Poisson, rate q), one sample of the examples serves both sums, and they are divided by the
+expected number q·N. The two sums together, each in units of its bound, move by at most :math:`\sqrt2` in L2 under noise σ: one Gaussian
+mechanism of noise multiplier :math:`\sigma/\sqrt2` on a Poisson sample, so the event is ``PoissonSampled(q, Gaussian(σ/√2))``. N, :math:`s` and the bounds are public: scales and bounds are computed from synthetic images
 pushed through the same extractor (:func:`bounds_from_reference`), never from private data. Everything after the two
 sums (variance, its floor, the model) is post-processing.
 
@@ -31,7 +33,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +45,7 @@ from scatterdp.errors import UserError
 from scatterdp.privacy.ledger import LedgerEntry
 from scatterdp.privacy.noise import gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.privacy.sampling import PoissonSelection
 
 RELEASES = ("mean", "mean of squares")
 Shape = tuple[int, int, int]
@@ -122,9 +125,24 @@ def bounds_from_norm(norm: float, num_channels: int, *, shapes: Sequence[Shape] 
     )
 
 
-def statistics_event(noise_multiplier: float) -> dp_accounting.DpEvent:
-    """The event of one :func:`release_channel_statistics`, known before it happens."""
-    return dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(noise_multiplier), len(RELEASES))
+def statistics_event(noise_multiplier: float, sample_rate: float = 1.0) -> dp_accounting.DpEvent:
+    """The event of one :func:`release_channel_statistics`, known before it happens.
+
+    Args:
+        noise_multiplier: σ of each of the two releases.
+        sample_rate: q of the Poisson sample that both are of; 1 for all examples.
+    """
+    if sample_rate == 1:
+        return dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(noise_multiplier), len(RELEASES))
+    both = dp_accounting.GaussianDpEvent(noise_multiplier / math.sqrt(len(RELEASES)))
+    return dp_accounting.PoissonSampledDpEvent(sample_rate, both)
+
+
+def statistics_selection(num_examples: int, expected: int) -> PoissonSelection | None:
+    """The sampler of statistics of ``expected`` of ``num_examples`` examples; None where that is all of them."""
+    if expected == num_examples:
+        return None
+    return PoissonSelection(num_examples=num_examples, batch_size=expected, steps=1)
 
 
 def release_channel_statistics(
@@ -134,6 +152,7 @@ def release_channel_statistics(
     bounds: StatisticsBounds,
     noise_multiplier: float,
     key: RandomKey,
+    selection: PoissonSelection | None = None,
 ) -> tuple[ChannelStatistics, LedgerEntry]:
     """Channel means and variances of private features, and what they cost.
 
@@ -143,18 +162,22 @@ def release_channel_statistics(
         bounds: public scales and clipping bounds.
         noise_multiplier: σ of each of the two releases.
         key: the run's key.
+        selection: samples the examples whose statistics are released; None for all.
 
     Raises:
         UserError: NaN or infinite features.
     """
+    if selection is not None and selection.num_examples != num_examples:
+        raise ValueError(f"num_examples={num_examples}: the selection samples from {selection.num_examples}")
+    divisor = num_examples if selection is None else selection.batch_size
     mean_sum = torch.zeros_like(bounds.scale)
     square_sum = torch.zeros_like(bounds.scale)
-    for block in blocks:
+    for block in blocks if selection is None else _sampled(blocks, selection, key):
         means, squares = _vectors(block, bounds.shapes, bounds.scale)
         mean_sum += clip_rows(means, bounds.mean_bound).sum(0)
         square_sum += clip_rows(squares, bounds.square_bound).sum(0)
     exact = hashlib.sha256(b"".join(t.numpy().tobytes() for t in (mean_sum, square_sum, bounds.scale))).hexdigest()
-    bound_key = key.bound_to(repr((exact, num_examples, noise_multiplier, bounds.mean_bound, bounds.square_bound)))
+    bound_key = key.bound_to(repr((exact, divisor, noise_multiplier, bounds.mean_bound, bounds.square_bound)))
     released = []
     for draw, (total, bound) in enumerate(((mean_sum, bounds.mean_bound), (square_sum, bounds.square_bound))):
         noise = gaussian_noise(
@@ -166,10 +189,10 @@ def release_channel_statistics(
             counter=draw,
             dtype=torch.float64,
         )
-        released.append((total + noise) / num_examples)
+        released.append((total + noise) / divisor)
     mean, square = released
     # Below the noise of the released squares a variance is not distinguishable from 0. The level is public.
-    noise_level = max(noise_multiplier * bounds.square_bound / num_examples, 1e-12)
+    noise_level = max(noise_multiplier * bounds.square_bound / divisor, 1e-12)
     variance = (square - mean.square()).clamp(min=noise_level)
     statistics = ChannelStatistics(mean=mean * bounds.scale, variance=variance * bounds.scale.square())
     details: dict[str, Any] = {
@@ -181,7 +204,24 @@ def release_channel_statistics(
             noise_multiplier * bounds.square_bound,
         ],
     }
-    return statistics, LedgerEntry("channel statistics", statistics_event(noise_multiplier), details)
+    rate = 1.0
+    if selection is not None:
+        rate, details["sample"] = selection.sample_rate, selection.describe()
+    return statistics, LedgerEntry("channel statistics", statistics_event(noise_multiplier, rate), details)
+
+
+def _sampled(blocks: Iterable[Tensor], selection: PoissonSelection, key: RandomKey) -> Iterator[Tensor]:
+    """The rows that the selection takes, of blocks of all rows in order."""
+    # A key of its own: the first batch of training must not be told by who is in this sample.
+    chosen = torch.from_numpy(selection.indices(0, key.bound_to("sample for channel statistics")))
+    start = 0
+    for block in blocks:
+        here = chosen[(chosen >= start) & (chosen < start + len(block))]
+        if len(here):
+            yield block[here - start]
+        start += len(block)
+    if start != selection.num_examples:
+        raise ValueError(f"{start} rows, expected the {selection.num_examples} that the sample is of")
 
 
 def clip_rows(rows: Tensor, bound: float) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from scatterdp.cache import Features
+from scatterdp.cache import Features, Split
 from scatterdp.engines import ENGINES, check_by_example
 from scatterdp.errors import UserError
 from scatterdp.extractors.base import Extractor
@@ -26,7 +26,8 @@ from scatterdp.training.normalization import PublicStatistics, release_normalize
 from scatterdp.training.plan import TrainingPlan
 from scatterdp.training.preconditioning import folded, synthetic_precondition
 from scatterdp.training.result import FitResult, certify
-from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, AugmentedRows, FeatureRows, load_rows
+from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, AugmentedRows, FeatureRows
+from scatterdp.training.streaming import StreamedRows, default_budget, matrix_bytes, open_rows
 from scatterdp.training.validation import validation_accuracy
 
 CHECKPOINT_SECONDS = 5.0
@@ -46,6 +47,7 @@ def fit(
     train_metrics: bool = False,
     statistics: PublicStatistics | None = None,
     assumptions: Sequence[str] = (),
+    memory_budget: int | None = None,
     validation: Features | None = None,
     resume: Checkpoint | None = None,
     on_metrics: Callable[[dict[str, Any]], None] = lambda row: None,
@@ -67,6 +69,8 @@ def fit(
         train_metrics: also compute loss and accuracy on the private data; outside the guarantee.
         statistics: means and variances that the user says are public, for a plan with ``input_norm="given"``.
         assumptions: further sentences for the certificate: what the guarantee takes for granted about ``features``.
+        memory_budget: most bytes that rows of both splits may take; larger ones are read from the disk for every batch, with the same
+            result. None: half of what is free.
         validation: features whose training split are private examples that ``features`` lack (:mod:`scatterdp.training.validation`): the accuracy on
             them is computed once, after the last step.
         resume: continue from here; its key replaces ``key``.
@@ -120,11 +124,24 @@ def fit(
     if resume is not None:
         state.load_state_dict(resume.training)
 
-    def load(split) -> FeatureRows:
-        return load_rows(features, split, head.normalizer, device=device, physical_batch_size=physical_batch_size)
+    budget = default_budget(device) if memory_budget is None else memory_budget
 
-    test = load("test")
-    cached_train = load("train") if augmented_images is None or train_metrics else None
+    def load(features: Features, split: Split) -> FeatureRows | StreamedRows:
+        nonlocal budget
+        rows = open_rows(
+            features,
+            split,
+            head.normalizer,
+            device=device,
+            physical_batch_size=physical_batch_size,
+            budget=budget,
+        )
+        if budget is not None and isinstance(rows, FeatureRows):
+            budget -= matrix_bytes(features, split)
+        return rows
+
+    test = load(features, "test")
+    cached_train = load(features, "train") if augmented_images is None or train_metrics else None
     if augmented_images is None:
         assert cached_train is not None
         rows = cached_train
@@ -184,7 +201,7 @@ def fit(
     engine = ENGINES[plan.engine]
     ledger.record(train(state, rows, plan, key=key, engine=engine, after_epoch=after_epoch, stopped=stopped))
     predictions = predicted_classes(head.classifier, test)
-    measured = None if validation is None else load_rows(validation, "train", head.normalizer, device=device)
+    measured = None if validation is None else load(validation, "train")
     accuracy = None
     if measured is not None:
         accuracy, entries = validation_accuracy(head.classifier, measured, plan, key)

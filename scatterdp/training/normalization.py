@@ -97,6 +97,7 @@ def release_normalizer(
         bounds=_bounds(plan, extractor, blocks),
         noise_multiplier=plan.bn_noise_multiplier,
         key=key,
+        selection=plan.statistics_selection(),
     )
     if len(blocks) == 1 and blocks[0].scale == 1 and blocks[0].shape == extractor.output_shape:
         return Standardize.from_statistics(released), [entry]

@@ -34,13 +34,22 @@ class Piece:
 
 
 class Rows(Protocol):
-    """Training examples by row number."""
+    """Examples by row number."""
 
     def pieces(self, indices: np.ndarray, *, step: int) -> Iterator[Piece]:
         """The examples of one logical batch in physical pieces; none for an empty batch.
 
         A piece is valid until the next one is asked for: its memory may be used again.
         """
+        ...
+
+
+class LabelledRows(Rows, Protocol):
+    """Rows whose number and labels are known."""
+
+    @property
+    def y(self) -> Tensor:
+        """``(N,)`` int64."""
         ...
 
 
@@ -78,6 +87,35 @@ class FeatureRows:
             yield Piece(x, self.y[part], self.squared_norms[part])
 
 
+def normalized_blocks(
+    features: Features, split: Split, normalizer: nn.Module, *, device: torch.device | str
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """All rows of a split from first to last as training sees them: normalised, flattened, in the cache's own precision.
+
+    Yields:
+        ``(start, values (b, D), squared_norms (b,))``, the latter float32, of the values as rounded.
+
+    Raises:
+        UserError: a row that is not finite after normalisation (float16 overflows at 65504).
+    """
+    for start, block in features.iter_rows(split, 512):
+        values = normalized(block, normalizer, device=device, dtype=getattr(torch, features.dtype))
+        with torch.no_grad():
+            norms = values.float().square().sum(1)
+        if not norms.isfinite().all():
+            raise UserError(
+                f"features of the {split} split: row {start + int((~norms.isfinite()).nonzero()[0])} is not finite "
+                f"after normalisation in {features.dtype}; use --feature_dtype=float32 or another --input_norm"
+            )
+        yield start, values, norms
+
+
+@torch.no_grad()
+def normalized(block: np.ndarray, normalizer: nn.Module, *, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """Features ``(b, K, h, w)`` as rows ``(b, D)``: normalised in single precision, then rounded to ``dtype``."""
+    return normalizer(torch.from_numpy(block).to(device).float()).flatten(1).to(dtype)
+
+
 def load_rows(
     features: Features,
     split: Split,
@@ -96,17 +134,9 @@ def load_rows(
     rows, size = features.num_rows(split), int(np.prod(features.output_shape))
     x = torch.empty(rows, size, dtype=getattr(torch, features.dtype), device=device)
     squared_norms = torch.empty(rows, device=device)
-    with torch.inference_mode():
-        for start, block in features.iter_rows(split, 512):
-            values = normalizer(torch.from_numpy(block).to(device).float()).flatten(1).to(x.dtype)
-            norms = values.float().square().sum(1)
-            if not norms.isfinite().all():
-                raise UserError(
-                    f"features of the {split} split: row {start + int((~norms.isfinite()).nonzero()[0])} is not finite "
-                    f"after normalisation in {features.dtype}; use --feature_dtype=float32 or another --input_norm"
-                )
-            x[start : start + len(values)] = values
-            squared_norms[start : start + len(values)] = norms
+    for start, values, norms in normalized_blocks(features, split, normalizer, device=device):
+        x[start : start + len(values)] = values
+        squared_norms[start : start + len(values)] = norms
     y = torch.from_numpy(features.labels(split)).to(device)
     return FeatureRows(x, y, squared_norms, physical_batch_size)
 

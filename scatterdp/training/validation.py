@@ -26,7 +26,7 @@ import dp_accounting
 import numpy as np
 from torch import nn
 
-from scatterdp.cache import Features, Split
+from scatterdp.cache import Features, RowReader, Split
 from scatterdp.datasets import Dataset
 from scatterdp.errors import ConfigError
 from scatterdp.privacy.ledger import LedgerEntry
@@ -34,7 +34,7 @@ from scatterdp.privacy.noise import gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.evaluation import evaluate
 from scatterdp.training.plan import TrainingPlan
-from scatterdp.training.rows import FeatureRows
+from scatterdp.training.rows import LabelledRows
 
 HELD_OUT_RULE = "SHA-256 of 'scatterdp validation' and the image's bytes, its first 8 bytes as a little-endian number below share·2⁶⁴"
 _RULE = hashlib.sha256(b"scatterdp validation")
@@ -134,9 +134,30 @@ class TrainingSubset:
                 yield start, block[self.rows[begin:end] - first]
                 start += int(end - begin)
 
+    def row_reader(self, split: Split) -> RowReader:
+        """Reads rows by their number among those that are seen."""
+        reader = self.whole.row_reader(split)
+        return reader if split != "train" else _SubsetReader(reader, self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class _SubsetReader:
+    """Some rows of a reader, numbered from 0."""
+
+    whole: RowReader
+    rows: np.ndarray
+
+    def expect(self, rows: np.ndarray) -> None:
+        """Passed on."""
+        self.whole.expect(self.rows[rows])
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Passed on."""
+        return self.whole.read(self.rows[rows])
+
 
 def validation_accuracy(
-    classifier: nn.Module, rows: FeatureRows, plan: TrainingPlan, key: RandomKey
+    classifier: nn.Module, rows: LabelledRows, plan: TrainingPlan, key: RandomKey
 ) -> tuple[float, list[LedgerEntry]]:
     """The accuracy on held-out rows and what it cost: with the plan's noise, or exact and without an entry.
 

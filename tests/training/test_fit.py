@@ -29,6 +29,7 @@ from scatterdp.training.fit import fit
 from scatterdp.training.plan import TrainingPlan
 from scatterdp.training.result import FitResult
 from scatterdp.training.rows import load_rows
+from scatterdp.training.streaming import open_rows
 
 pytestmark = pytest.mark.usefixtures("accounting_once")
 
@@ -327,9 +328,9 @@ class TestAugmentation:
 
         def noted(features, split, normalizer, **arguments):
             splits.append(split)
-            return load_rows(features, split, normalizer, **arguments)
+            return open_rows(features, split, normalizer, **arguments)
 
-        monkeypatch.setattr(fit_module, "load_rows", noted)
+        monkeypatch.setattr(fit_module, "open_rows", noted)
         self.run(small_features, small_dataset, small_extractor)
         assert splits == ["test"]
 

@@ -329,3 +329,34 @@ def test_a_full_batch_of_a_small_set_is_the_plain_gaussian():
     gaussians = SelfComposedDpEvent(GaussianDpEvent(plan.sigma), 60)
     assert plan.event() == dp_accounting.ComposedDpEvent([NoOpDpEvent(), gaussians])
     assert exact_epsilon([plan.sigma] * 60) <= 3.0 < exact_epsilon([plan.sigma * 0.999] * 60)
+
+
+class TestEpochsOfPartOfTheData:
+    def test_steps_and_sample_rate(self):
+        plan = small_plan(epoch_examples=650)  # of 1000, batches of 300
+        assert (plan.steps_per_epoch, plan.steps) == (2, 8)
+        step = PoissonSampledDpEvent(0.3, GaussianDpEvent(6.0))  # still of all
+        assert plan.event() == ComposedDpEvent([NoOpDpEvent(), SelfComposedDpEvent(step, 8)])
+        assert plan.selection().steps == 8
+
+    def test_statistics_of_a_sample(self):
+        plan = small_plan(input_norm="BN", statistics_examples=100)
+        assert plan.prior == statistics_event(8.0, 0.1)
+        selection = plan.statistics_selection()
+        assert selection is not None
+        assert (selection.num_examples, selection.batch_size) == (1000, 100)
+        assert small_plan(statistics_examples=1000).statistics_selection() is None
+        assert small_plan().statistics_selection() is None
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"epoch_examples": 0}, "epoch_examples=0: expected 1 to 1000"),
+            ({"epoch_examples": 1001}, "epoch_examples=1001: expected 1 to 1000"),
+            ({"statistics_examples": 1001}, "statistics_examples=1001: expected 1 to 1000"),
+            ({"epoch_examples": 299}, "batch_size=300: expected at most 299, an epoch's examples"),
+        ],
+    )
+    def test_out_of_range(self, changes, message):
+        with pytest.raises(ConfigError, match=f"^{message}"):
+            small_plan(**changes)
