@@ -29,3 +29,7 @@ class CacheLockedError(CacheError):
 
 class BudgetError(UserError):
     """The privacy budget cannot be met."""
+
+
+class ProcessLostError(UserError):
+    """Another process of the same run has ended before its time."""

@@ -10,18 +10,18 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import tyro
 
 from scatterdp.cache import Features, extract_features
-from scatterdp.commands.exits import exit_code
+from scatterdp.cache.ranks import is_first, ranks_of_environment
+from scatterdp.commands.exits import check_one_process, exit_code, launcher, parsed
+from scatterdp.commands.extract import load_images
 from scatterdp.config import BaselinesConfig, TrainingConfig
-from scatterdp.datasets import load_dataset
-from scatterdp.errors import ConfigError
+from scatterdp.errors import ConfigError, ProcessLostError
 from scatterdp.extractors import make_extractor
 from scatterdp.extractors.base import Extractor
 from scatterdp.heads import make_classifier
@@ -33,6 +33,7 @@ from scatterdp.records import RunFolder, new_run_dir, peak_memory_bytes
 from scatterdp.report.plots import plot_accuracy_and_epsilon
 from scatterdp.training.checkpoint import Checkpoint
 from scatterdp.training.device import resolve_device
+from scatterdp.training.distributed import Processes, processes_of_environment
 from scatterdp.training.fit import fit
 from scatterdp.training.logistic_regression import fit_logistic_regression
 from scatterdp.training.normalization import check_normalizer
@@ -54,8 +55,8 @@ def run(config: BaselinesConfig) -> RunFolder:
         UserError: see the message.
     """
     folder, config = opened(config)
-    device = resolve_device(config.device)
-    dataset = load_dataset(config.dataset, data_dir=config.data_dir, on_event=say)
+    device, ranks = resolve_device(config.device), ranks_of_environment()
+    dataset = load_images(config.dataset, config.data_dir, ranks, on_event=say)
     recipe_name = dataset.name if dataset.public else ""  # a folder may be called cifar10 too
     plan = plan_from_config(config, dataset_name=recipe_name, num_examples=len(dataset.x_train))
     words = extractor_of(config, recipe_name, len(dataset.x_train))
@@ -73,7 +74,12 @@ def run(config: BaselinesConfig) -> RunFolder:
 
     begin = time.monotonic()
     with extract_features(
-        dataset, extractor, features_dir=config.features_dir, dtype=config.feature_dtype, progress=True
+        dataset,
+        extractor,
+        features_dir=config.features_dir,
+        dtype=config.feature_dtype,
+        progress=ranks.rank == 0,
+        ranks=ranks,
     ) as features:
         seconds_extract = time.monotonic() - begin
         say(f"features: cached in {config.features_dir}")
@@ -94,8 +100,16 @@ def opened(config: _Config) -> tuple[RunFolder | None, _Config]:
     """What a config says of its run folder, checked before any work: the folder to go on with and the config in it, or neither.
 
     Raises:
-        UserError: the folder cannot be resumed, or a new one cannot be made there.
+        UserError: the folder cannot be resumed, a new one cannot be made there, or several processes were started for what one does.
     """
+    ranks = ranks_of_environment()
+    folder, config = ranks.share(_opened(config) if ranks.rank == 0 else None)
+    if config.optim == "LR":
+        check_one_process("optim=LR")
+    return folder, config
+
+
+def _opened(config: _Config) -> tuple[RunFolder | None, _Config]:
     if config.resume is None:
         if config.run_dir is not None:
             RunFolder.check_new(config.run_dir)
@@ -112,7 +126,7 @@ def make_log_folder(logdir: Path | None) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    if logdir is None:
+    if logdir is None or not is_first():
         return
     try:
         logdir.mkdir(parents=True, exist_ok=True)
@@ -151,22 +165,49 @@ def train_and_record(
     Raises:
         UserError: see the message.
     """
+    processes = processes_of_environment(device)
+    plan = processes.share(plan)
     resumed = folder is not None
     if folder is None:
-        folder = RunFolder.create(config.run_dir or new_run_dir(features.dataset_name), config)
-    with folder.locked():
-        checkpoint = Checkpoint.load(folder.checkpoint) if resumed and folder.has_begun else None
-        folder.write_metrics(checkpoint.metrics if checkpoint else [])
+        made = processes.rank == 0
+        folder = processes.share(
+            RunFolder.create(config.run_dir or new_run_dir(features.dataset_name), config) if made else None
+        )
+    assert folder is not None
+    with folder.locked() if processes.rank == 0 else nullcontext():
+        checkpoint = None
+        if processes.rank == 0:
+            checkpoint = _taken_up(folder, processes) if resumed and folder.has_begun else None
+            folder.write_metrics(checkpoint.metrics if checkpoint else [])
+        again = f"go on with {launcher()} {config.module_name()} --resume={folder.path}"
         try:
-            result = _fit(config, features, plan, extractor, published_data, folder, checkpoint, device, further)
+            result = _fit(
+                config, features, plan, extractor, published_data, folder, checkpoint, device, processes, further
+            )
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"interrupted: go on with python -m {config.module_name()} --resume={folder.path}"
-            ) from None
-        _record(folder, plan, result, seconds_extract)
+            raise KeyboardInterrupt(f"interrupted: {again}") from None
+        except ProcessLostError as error:
+            raise ProcessLostError(f"{error}: {again}") from error
+        if processes.rank == 0:
+            _record(folder, plan, result, seconds_extract)
+    processes.wait()  # for the record
     _report(plan, result)
     say(f"run folder: {folder.path}")
     return folder
+
+
+def _taken_up(folder: RunFolder, processes: Processes) -> Checkpoint:
+    """The checkpoint to go on from. What has been shown beyond it is noted in it, before the metrics forget it.
+
+    Raises:
+        UserError: it is damaged, or other processes cannot go on with it.
+    """
+    checkpoint = Checkpoint.load(folder.checkpoint)
+    if (shown := folder.count_metrics()) > checkpoint.released:
+        checkpoint = dataclasses.replace(checkpoint, released=shown)
+        checkpoint.save(folder.checkpoint)
+    checkpoint.history_with(processes.size)
+    return checkpoint
 
 
 def _fit(
@@ -178,9 +219,10 @@ def _fit(
     folder: RunFolder,
     checkpoint: Checkpoint | None,
     device: torch.device,
+    processes: Processes,
     further: dict[str, Any],
 ) -> FitResult:
-    with _tensorboard(config.logdir) as log:
+    with _tensorboard(config.logdir if processes.rank == 0 else None) as log:
 
         def on_metrics(row: dict[str, Any]) -> None:
             folder.append_metrics(row)
@@ -204,6 +246,7 @@ def _fit(
             resume=checkpoint,
             on_metrics=on_metrics,
             on_checkpoint=lambda state: state.save(folder.checkpoint),
+            processes=processes,
             **further,
         )
 
@@ -267,6 +310,8 @@ def _reopen(config: _Config, path: Path) -> tuple[RunFolder, _Config]:
 
 def announce(config: TrainingConfig, plan: TrainingPlan) -> None:
     """Print the plan and what it costs; a warning where δ is too large."""
+    if not is_first():
+        return
     if config.optim == "LR":
         say("optim=LR: logistic regression, NOT PRIVATE")
         return
@@ -319,8 +364,9 @@ def _tensorboard(logdir: Path | None) -> Iterator[Callable[[dict[str, Any]], Non
 
 
 def say(line: str) -> None:
-    """Print a line at once."""
-    print(line, flush=True)
+    """Print a line at once; of several processes the first does."""
+    if is_first():
+        print(line, flush=True)
 
 
 def command_line(config_class: type[BaselinesConfig], description: str, arguments: list[str] | None) -> int:
@@ -328,6 +374,6 @@ def command_line(config_class: type[BaselinesConfig], description: str, argument
 
     def command() -> None:
         program = f"python -m {config_class.module_name()}"
-        run(tyro.cli(config_class, prog=program, args=arguments, use_underscores=True, description=description))
+        run(parsed(config_class, prog=program, args=arguments, description=description))
 
     return exit_code(command)

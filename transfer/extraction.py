@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-import tyro
-
 from scatterdp.cache import ranks_of_environment
-from scatterdp.commands.exits import exit_code
+from scatterdp.commands.exits import exit_code, parsed
 from scatterdp.commands.extract import extract_to_cache, load_images
 from scatterdp.errors import ConfigError, DatasetError
 from scatterdp.training.device import resolve_device
@@ -96,10 +94,6 @@ def command_line(
     """Parse a command line into a config, extract, return the exit code."""
 
     def command() -> None:
-        extract(
-            tyro.cli(
-                config_class, prog=f"python -m {module}", args=arguments, use_underscores=True, description=description
-            )
-        )
+        extract(parsed(config_class, prog=f"python -m {module}", args=arguments, description=description))
 
     return exit_code(command)

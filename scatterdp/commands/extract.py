@@ -10,13 +10,13 @@ An extraction that was interrupted goes on when the same command runs again, wit
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from scatterdp.cache import FeatureCache, Ranks, extract_features, ranks_of_environment
+from scatterdp.commands.exits import parsed
 from scatterdp.commands.pictures import check_picture
 from scatterdp.datasets import Dataset, load_dataset
 from scatterdp.errors import ConfigError
@@ -97,16 +97,15 @@ def extract(config: ExtractConfig) -> FeatureCache:
     return features
 
 
-def load_images(name: str, data_dir: Path | None, ranks: Ranks) -> Dataset:
-    """A data set for all the processes that extract together: the first fetches it, the others find it.
+def load_images(name: str, data_dir: Path | None, ranks: Ranks, *, on_event: Callable[[str], None] = print) -> Dataset:
+    """A data set for all the processes that work together: the first fetches it, the others find it.
 
     Raises:
         DatasetError: see :func:`scatterdp.datasets.load_dataset`.
     """
-    if ranks.rank == 0:
-        load_dataset(name, data_dir=data_dir, on_event=print)
+    dataset = load_dataset(name, data_dir=data_dir, on_event=on_event) if ranks.rank == 0 else None
     ranks.wait()
-    return load_dataset(name, data_dir=data_dir)
+    return dataset or load_dataset(name, data_dir=data_dir)
 
 
 def extract_to_cache(
@@ -139,6 +138,6 @@ def run(argv: list[str]) -> int:
     Raises:
         UserError: see the message.
     """
-    config = tyro.cli(ExtractConfig, prog="scatterdp extract", args=argv, use_underscores=True, description=__doc__)
+    config = parsed(ExtractConfig, prog="scatterdp extract", args=argv, description=__doc__)
     extract(config).close()
     return 0

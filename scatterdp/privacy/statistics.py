@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,6 +134,7 @@ def release_channel_statistics(
     bounds: StatisticsBounds,
     noise_multiplier: float,
     key: RandomKey,
+    of_all: Callable[[Iterator[Tensor]], Iterable[Tensor]] = lambda sums: sums,
 ) -> tuple[ChannelStatistics, LedgerEntry]:
     """Channel means and variances of private features, and what they cost.
 
@@ -143,22 +144,22 @@ def release_channel_statistics(
         bounds: public scales and clipping bounds.
         noise_multiplier: σ of each of the two releases.
         key: the run's key.
+        of_all: where ``blocks`` are only this process's: from the sums of its blocks to those of all processes' blocks, in the rows' order.
+            Added one by one, they give the very sum of a single process, and with it the very same release.
 
     Raises:
         UserError: NaN or infinite features.
     """
-    mean_sum = torch.zeros_like(bounds.scale)
-    square_sum = torch.zeros_like(bounds.scale)
-    for block in blocks:
-        means, squares = _vectors(block, bounds.shapes, bounds.scale)
-        mean_sum += clip_rows(means, bounds.mean_bound).sum(0)
-        square_sum += clip_rows(squares, bounds.square_bound).sum(0)
+    total = torch.zeros(2, *bounds.scale.shape, dtype=torch.float64)
+    for sums in of_all(_sums_of_blocks(blocks, bounds)):
+        total += sums
+    mean_sum, square_sum = total
     exact = hashlib.sha256(b"".join(t.numpy().tobytes() for t in (mean_sum, square_sum, bounds.scale))).hexdigest()
     bound_key = key.bound_to(repr((exact, num_examples, noise_multiplier, bounds.mean_bound, bounds.square_bound)))
     released = []
-    for draw, (total, bound) in enumerate(((mean_sum, bounds.mean_bound), (square_sum, bounds.square_bound))):
+    for draw, (exact_sum, bound) in enumerate(((mean_sum, bounds.mean_bound), (square_sum, bounds.square_bound))):
         noise = gaussian_noise(
-            tuple(total.shape),
+            tuple(exact_sum.shape),
             noise_multiplier=noise_multiplier,
             sensitivity=bound,
             key=bound_key,
@@ -166,7 +167,7 @@ def release_channel_statistics(
             counter=draw,
             dtype=torch.float64,
         )
-        released.append((total + noise) / num_examples)
+        released.append((exact_sum + noise) / num_examples)
     mean, square = released
     # Below the noise of the released squares a variance is not distinguishable from 0. The level is public.
     noise_level = max(noise_multiplier * bounds.square_bound / num_examples, 1e-12)
@@ -182,6 +183,13 @@ def release_channel_statistics(
         ],
     }
     return statistics, LedgerEntry("channel statistics", statistics_event(noise_multiplier), details)
+
+
+def _sums_of_blocks(blocks: Iterable[Tensor], bounds: StatisticsBounds) -> Iterator[Tensor]:
+    """``(2, ΣK)`` float64 of each block: the sums of its examples' clipped channel means, and of those of the squares. Private."""
+    for block in blocks:
+        means, squares = _vectors(block, bounds.shapes, bounds.scale)
+        yield torch.stack([clip_rows(means, bounds.mean_bound).sum(0), clip_rows(squares, bounds.square_bound).sum(0)])
 
 
 def clip_rows(rows: Tensor, bound: float) -> Tensor:

@@ -15,6 +15,7 @@ from scatterdp.privacy.certificate import make_certificate
 from scatterdp.privacy.commitment import commitment, commitment_key
 from scatterdp.privacy.ledger import Ledger
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.training.distributed import LIMITS, describe
 from scatterdp.training.plan import TrainingPlan
 
 
@@ -52,6 +53,7 @@ def certify(
     not_private: list[str],
     sampler: dict[str, Any] | None = None,
     assumptions: Sequence[str] = (),
+    history: Sequence[tuple[int, int]] = ((0, 1),),
 ) -> dict[str, Any]:
     """The certificate of a run on cached features.
 
@@ -59,6 +61,7 @@ def certify(
         published_data: the data set is public, so its fingerprint may be named; otherwise a commitment is.
         sampler: in words, when it is not the plan's.
         assumptions: see :func:`scatterdp.privacy.certificate.make_certificate`.
+        history: ``(step, K)``: K processes computed from that step on.
     """
     data: dict[str, Any] = {
         "name": features.dataset_name,
@@ -76,6 +79,7 @@ def certify(
         data["commitment_is"] = (
             "HMAC-SHA-256 of nonce, space and the data set's fingerprint under commitment.key of the features folder"
         )
+    shared = any(number > 1 for _, number in history)
     return make_certificate(
         ledger,
         delta=plan.delta,
@@ -94,4 +98,6 @@ def certify(
         },
         not_private=["test_accuracy", "test_accuracy_ema", "seconds", "peak_memory_bytes", *not_private],
         assumptions=assumptions,
+        computation=describe(history) if shared else None,
+        more_limits=LIMITS if shared else (),
     )

@@ -85,19 +85,22 @@ def load_rows(
     *,
     device: torch.device | str = "cpu",
     physical_batch_size: int = DEFAULT_PHYSICAL_BATCH,
+    first: int = 0,
+    stop: int | None = None,
 ) -> FeatureRows:
-    """Read one split into memory, normalised, in the cache's own precision.
+    """Read one split into memory, normalised, in the cache's own precision; or its rows from ``first`` to before ``stop``.
 
     Memory: the split once, plus one block of 512 rows.
 
     Raises:
         UserError: a row that is not finite after normalisation (float16 overflows at 65504).
     """
-    rows, size = features.num_rows(split), int(np.prod(features.output_shape))
+    stop = features.num_rows(split) if stop is None else stop
+    rows, size = stop - first, int(np.prod(features.output_shape))
     x = torch.empty(rows, size, dtype=getattr(torch, features.dtype), device=device)
     squared_norms = torch.empty(rows, device=device)
     with torch.inference_mode():
-        for start, block in features.iter_rows(split, 512):
+        for start, block in features.iter_rows(split, 512, first=first, stop=stop):
             values = normalizer(torch.from_numpy(block).to(device).float()).flatten(1).to(x.dtype)
             norms = values.float().square().sum(1)
             if not norms.isfinite().all():
@@ -105,9 +108,10 @@ def load_rows(
                     f"features of the {split} split: row {start + int((~norms.isfinite()).nonzero()[0])} is not finite "
                     f"after normalisation in {features.dtype}; use --feature_dtype=float32 or another --input_norm"
                 )
-            x[start : start + len(values)] = values
-            squared_norms[start : start + len(values)] = norms
-    y = torch.from_numpy(features.labels(split)).to(device)
+            here = start - first
+            x[here : here + len(values)] = values
+            squared_norms[here : here + len(values)] = norms
+    y = torch.from_numpy(features.labels(split)[first:stop]).to(device)
     return FeatureRows(x, y, squared_norms, physical_batch_size)
 
 
