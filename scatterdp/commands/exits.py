@@ -88,18 +88,19 @@ def _told(sentence: str, code: int, *, because_of_another: bool = False) -> int:
         return first if because_of_another else code
     print(sentence, file=sys.stderr, flush=True)
     if several() and (report := os.environ.get("TORCHELASTIC_ERROR_FILE")):
+        more = {"py_callstack": sentence, "timestamp": str(int(time.time()))}
         with suppress(OSError):
-            Path(report).write_text(json.dumps({"message": sentence, "timestamp": int(time.time())}))
+            Path(report).write_text(json.dumps({"message": {"message": sentence, "extraInfo": more}}))
     return code
 
 
 def _first_to_end(code: int) -> int | None:
     """None when no process has ended before this one, else the code of the first."""
-    import torch.distributed as distributed  # seconds to import
+    from torch.distributed.rendezvous import rendezvous  # seconds to import
 
     mine = f"{code} {os.environ['RANK']}"
     try:
-        store, _, _ = next(iter(distributed.rendezvous("env://")))
+        store, _, _ = next(iter(rendezvous("env://")))
         first = store.compare_set("first to end", "", mine).decode()
     except (RuntimeError, ValueError):  # the store has gone with torchrun
         return None

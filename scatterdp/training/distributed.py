@@ -204,15 +204,19 @@ class RowsOfProcess:
         return self.rows.pieces(mine - self.begin, step=step)
 
 
-def describe(history: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def describe(history: Sequence[tuple[int, int]], *, sampled: bool = True) -> dict[str, Any]:
     """What the certificate says of the processes.
 
     Args:
         history: ``(step, K)``: K processes from that step on.
+        sampled: whether batches are drawn.
     """
-    return {
+    facts = {
         "processes": [{"number": number, "from_step": step} for step, number in history],
         "rows": "each process holds a part of the rows, and each row is held by one process",
         "batch": "the whole data set's, drawn by every process from the run's key; each takes of it the rows that it holds",
         "noise": "one draw in all: every process computes the same numbers from the run's key and adds them to the sum over all processes",
     }
+    if not sampled:
+        del facts["batch"]
+    return facts
