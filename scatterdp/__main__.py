@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from scatterdp.commands.exits import check_one_process, exit_code
+from scatterdp.exits import check_one_process, exit_code
 
 COMMANDS = {
     "fit": "a private classifier of your own features or images",
@@ -13,6 +13,8 @@ COMMANDS = {
     "extract": "compute and cache features",
     "cache": "show, check and remove cached features",
     "synthetic": "draw a sheet of synthetic images",
+    "sweep": "many runs of one command, and their table",
+    "report": "a page about runs: results, curves, certificates",
     "benchmark": "measure what clipping per example costs",
     "certificate": "print and check what a run guarantees",
     "budget": "how much noise a budget needs",

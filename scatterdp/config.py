@@ -180,6 +180,11 @@ class BaselinesConfig(TrainingConfig):
     """Where extracted features are cached."""
     feature_dtype: Literal["float32", "float16"] = "float32"
     """Precision of cached features and of the training matrix; float16 halves memory and disk."""
+    validation: float = 0.0
+    """Share of the training examples kept out of training, each by a public rule of itself alone; the record then has the accuracy on them."""
+    validation_noise_multiplier: float | None = None
+    """With validation: release the number of right answers with Gaussian noise of this standard deviation, inside the budget. None: exact, outside
+    the guarantee."""
 
     @classmethod
     def module_name(cls) -> str:
@@ -191,6 +196,19 @@ class BaselinesConfig(TrainingConfig):
             raise ConfigError("augment: has no effect with optim=LR, leave it out")
         if self.precondition is not None and self.precondition < 0:
             raise ConfigError(f"precondition={self.precondition}: expected a whole number ≥ 0")
+        if not 0 <= self.validation <= 0.9:
+            raise ConfigError(f"validation={self.validation}: expected a share from 0 to 0.9")
+        if self.validation and self.optim == "LR":
+            raise ConfigError(f"validation={self.validation}: has no effect with optim=LR, leave it out")
+        noise = self.validation_noise_multiplier
+        if noise is not None and not (math.isfinite(noise) and 0 < noise <= MAX_NOISE_MULTIPLIER):
+            raise ConfigError(
+                f"validation_noise_multiplier={noise}: expected a finite number > 0, at most {MAX_NOISE_MULTIPLIER:g}"
+            )
+        if noise is not None and not self.validation:
+            raise ConfigError(
+                f"validation_noise_multiplier={noise}: has no effect without validation; give a share too"
+            )
         if not 0 <= self.precondition_power <= 1:
             raise ConfigError(f"precondition_power={self.precondition_power}: expected a number from 0 to 1")
         if self.precondition and self.optim == "LR":
@@ -269,4 +287,4 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
 }
 _NUMBERS = ("batch_size", "mini_batch_size", "lr", "momentum", "noise_multiplier", "max_grad_norm", "epochs", "num_groups",
             "bn_noise_multiplier", "max_epsilon", "target_epsilon", "target_delta", "seed", "augmentation_multiplicity", "precondition",
-            "precondition_power")  # fmt: skip
+            "precondition_power", "validation", "validation_noise_multiplier")  # fmt: skip

@@ -1,7 +1,7 @@
 """The errors a user can meet.
 
 Each message is one sentence that names the argument, its value and the remedy. Entry points print it
-without a traceback and leave with exit code 2 (see :mod:`scatterdp.commands.exits`).
+without a traceback and leave with exit code 2 (see :mod:`scatterdp.exits`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ class CacheError(UserError):
 
 class CacheLockedError(CacheError):
     """Another live process is writing the feature cache."""
+
+
+class RunLockedError(UserError):
+    """Another live process is running the run."""
 
 
 class BudgetError(UserError):

@@ -14,20 +14,22 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from scatterdp.cache import Features, extract_features
-from scatterdp.cache.ranks import is_first, ranks_of_environment
-from scatterdp.commands.exits import check_one_process, exit_code, launcher, parsed
-from scatterdp.commands.extract import load_images
 from scatterdp.config import BaselinesConfig, TrainingConfig
+from scatterdp.datasets import Dataset
+from scatterdp.datasets.together import load_together
 from scatterdp.errors import ConfigError, ProcessLostError
+from scatterdp.exits import check_one_process, exit_code, launcher, parsed
 from scatterdp.extractors import make_extractor
 from scatterdp.extractors.base import Extractor
 from scatterdp.heads import make_classifier
 from scatterdp.privacy.accounting import ACCOUNTANTS, delta_warning, epsilon_of
 from scatterdp.privacy.certificate import rounded_up
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.ranks import is_first, ranks_of_environment
 from scatterdp.recipes import extractor_of
 from scatterdp.records import RunFolder, new_run_dir, peak_memory_bytes
 from scatterdp.report.plots import plot_accuracy_and_epsilon
@@ -41,12 +43,17 @@ from scatterdp.training.plan import TrainingPlan, plan_from_config
 from scatterdp.training.preconditioning import check_directions
 from scatterdp.training.result import FitResult
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH
+from scatterdp.training.validation import TrainingSubset, held_out_rows
 
 _Config = TypeVar("_Config", bound=TrainingConfig)
 
 
-def run(config: BaselinesConfig) -> RunFolder:
+def run(config: BaselinesConfig, *, wait_for_features: float = 0.0) -> RunFolder:
     """Run one configuration, or continue the run that it names; prints progress and result.
+
+    Args:
+        config: of the command.
+        wait_for_features: seconds to wait for another process that is extracting the same features.
 
     Returns:
         The finished run's folder.
@@ -56,11 +63,11 @@ def run(config: BaselinesConfig) -> RunFolder:
     """
     folder, config = opened(config)
     device, ranks = resolve_device(config.device), ranks_of_environment()
-    dataset = load_images(config.dataset, config.data_dir, ranks, on_event=say)
-    recipe_name = dataset.name if dataset.public else ""  # a folder may be called cifar10 too
-    plan = plan_from_config(config, dataset_name=recipe_name, num_examples=len(dataset.x_train))
-    words = extractor_of(config, recipe_name, len(dataset.x_train))
-    extractor = make_extractor(words, dataset.image_shape).to(device)
+    dataset = load_together(config.dataset, config.data_dir, ranks, on_event=say)
+    held_out = held_out_rows(dataset, config.validation) if config.validation else None
+    plan = plan_on(config, dataset, held_out)
+    trained = np.arange(len(dataset.x_train)) if held_out is None else np.flatnonzero(~held_out)
+    extractor = make_extractor(features_of(config, dataset), dataset.image_shape).to(device)
     make_classifier(plan.head, extractor.output_shape, dataset.num_classes)  # says so before minutes of extraction
     check_normalizer(plan, extractor)
     check_directions(plan.precondition, extractor)
@@ -70,6 +77,10 @@ def run(config: BaselinesConfig) -> RunFolder:
         f"{dataset.name}: {len(dataset.x_train)} training and {len(dataset.x_test)} test images of {shape}, "
         f"{dataset.num_classes} classes; features {'×'.join(map(str, extractor.output_shape))}"
     )
+    if held_out is not None:
+        say(
+            f"validation: {len(held_out) - len(trained)} of the training images are held out, {len(trained)} are trained on"
+        )
     announce(config, plan)
 
     begin = time.monotonic()
@@ -79,21 +90,47 @@ def run(config: BaselinesConfig) -> RunFolder:
         features_dir=config.features_dir,
         dtype=config.feature_dtype,
         progress=ranks.rank == 0,
+        lock_timeout=wait_for_features,
         ranks=ranks,
     ) as features:
         seconds_extract = time.monotonic() - begin
         say(f"features: cached in {config.features_dir}")
         return train_and_record(
             config,
-            features,
+            features if held_out is None else TrainingSubset(features, trained),
             plan,
             folder=folder,
             extractor=extractor,
             device=device,
             seconds_extract=seconds_extract,
             published_data=dataset.public,
-            augmented_images=dataset.x_train if config.augment else None,
+            augmented_images=dataset.x_train[trained] if config.augment else None,
+            **({} if held_out is None else {"validation": TrainingSubset(features, np.flatnonzero(held_out))}),
         )
+
+
+def plan_on(config: BaselinesConfig, dataset: Dataset, held_out: np.ndarray | None) -> TrainingPlan:
+    """What a config comes to on a data set, its noise multiplier known; of the data only public numbers count.
+
+    Args:
+        config: of the command.
+        dataset: its data set.
+        held_out: ``(N,)`` bool, the training examples that are not trained on; None: all are.
+
+    Raises:
+        UserError: the config does not fit the data set, or the budget cannot be met.
+    """
+    num_examples = len(dataset.x_train) if held_out is None else int((~held_out).sum())
+    return plan_from_config(config, dataset_name=_recipe_name(dataset), num_examples=num_examples)
+
+
+def features_of(config: BaselinesConfig, dataset: Dataset) -> str:
+    """The specification of the features that a config trains on."""
+    return extractor_of(config, _recipe_name(dataset), len(dataset.x_train))
+
+
+def _recipe_name(dataset: Dataset) -> str:
+    return dataset.name if dataset.public else ""  # a folder may be called cifar10 too
 
 
 def opened(config: _Config) -> tuple[RunFolder | None, _Config]:
@@ -157,7 +194,7 @@ def train_and_record(
         device: where to train.
         seconds_extract: that the features took, for the record.
         published_data: see :func:`scatterdp.training.fit.fit`, as for
-        further: ``augmented_images``, ``statistics``, ``assumptions``.
+        further: ``augmented_images``, ``statistics``, ``assumptions``, ``validation``.
 
     Returns:
         The finished run's folder.
@@ -189,6 +226,7 @@ def train_and_record(
         except ProcessLostError as error:
             raise ProcessLostError(f"{error}: {again}") from error
         if processes.rank == 0:
+            folder.write_test_predictions(result.test_predictions, features.labels("test"), by_example=published_data)
             _record(folder, plan, result, seconds_extract)
     processes.wait()  # for the record
     _report(plan, result)
@@ -266,6 +304,7 @@ def _record(folder: RunFolder, plan: TrainingPlan, result: FitResult, seconds_ex
         {
             "test_accuracy": result.test_accuracy,
             "test_accuracy_ema": result.test_accuracy_ema,
+            **_validated(plan, result),
             "plan": dataclasses.asdict(plan),
             "private": certificate["private"],
             "not_private": certificate["not_private"],
@@ -284,12 +323,22 @@ def _record(folder: RunFolder, plan: TrainingPlan, result: FitResult, seconds_ex
     folder.finish()
 
 
+def _validated(plan: TrainingPlan, result: FitResult) -> dict[str, float]:
+    """The accuracy on held-out private examples, under a name that says whether the guarantee covers it."""
+    if result.validation_accuracy is None:
+        return {}
+    exact = plan.validation_noise_multiplier is None
+    return {"validation_accuracy_not_private" if exact else "validation_accuracy": result.validation_accuracy}
+
+
 def _report(plan: TrainingPlan, result: FitResult) -> None:
     certificate = result.certificate
     if not certificate["private"]:
         say(f"NOT PRIVATE (no noise): test accuracy {result.test_accuracy:.4f}")
         return
     say(f"test accuracy {result.test_accuracy:.4f} (averaged weights {result.test_accuracy_ema:.4f})")
+    for name, accuracy in _validated(plan, result).items():
+        say(f"{name.replace('_', ' ').replace('not private', '(NOT PRIVATE)')} {accuracy:.4f}")
     by_accountant = ", ".join(
         f"{name} {rounded_up(value)}" for name, value in certificate["epsilon_by_accountant"].items()
     )

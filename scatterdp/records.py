@@ -8,11 +8,13 @@
 | ``summary.json`` | the run in one object |
 | ``model.safetensors``, ``model_ema.safetensors`` | last and averaged weights, normaliser included |
 | ``accuracy_epsilon.png`` | test accuracy and ε against steps |
+| ``test_predictions.npz`` | how often which class was taken for which on the test split; of published data, of every example |
 | ``checkpoint.pt`` | while the run is unfinished; private |
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -26,11 +28,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import filelock
+import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor
 
 from scatterdp.config import TrainingConfig
-from scatterdp.errors import ConfigError, UserError
+from scatterdp.errors import ConfigError, RunLockedError
 
 _Config = TypeVar("_Config", bound=TrainingConfig)
 
@@ -145,13 +148,15 @@ class RunFolder:
         """Hold the folder against a second process.
 
         Raises:
-            UserError: another live process has it.
+            RunLockedError: another live process has it.
         """
         lock = filelock.FileLock(self.path / ".lock", timeout=0)
         try:
             lock.acquire()
         except filelock.Timeout:
-            raise UserError(f"run_dir={self.path}: another live process is running this run; wait for it") from None
+            raise RunLockedError(
+                f"run_dir={self.path}: another live process is running this run; wait for it"
+            ) from None
         try:
             yield
         finally:
@@ -181,6 +186,22 @@ class RunFolder:
         contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         save_file(contiguous, temporary, metadata={"facts": json.dumps(facts)})
         os.replace(temporary, self.path / name)
+
+    def write_test_predictions(self, predicted: np.ndarray, labels: np.ndarray, *, by_example: bool) -> None:
+        """Write ``test_predictions.npz``: ``confusion``, ``(K, 3)`` rows of class, predicted class and how often (at least once).
+
+        Args:
+            predicted: ``(N,)`` class numbers.
+            labels: ``(N,)`` true class numbers.
+            by_example: ``predicted`` too, in the order of the test split. For published data: another split's examples may be people.
+        """
+        pairs, counts = np.unique(np.stack([labels, predicted], axis=1), axis=0, return_counts=True)
+        arrays = {"confusion": np.concatenate([pairs, counts[:, None]], axis=1).astype(np.int64)}
+        if by_example:
+            arrays["predicted"] = predicted.astype(np.int64)
+        content = io.BytesIO()
+        np.savez_compressed(content, allow_pickle=False, **arrays)
+        self._replace("test_predictions.npz", content.getvalue())
 
     def finish(self) -> None:
         """Remove the checkpoint, which holds the run's random key, and what a kill left of writing one."""

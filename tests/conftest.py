@@ -16,11 +16,14 @@ import pytest
 import torch
 
 import scatterdp
+from scatterdp import baselines
 from scatterdp.cache import FeatureCache, extract_features
 from scatterdp.datasets import Dataset, load_dataset
 from scatterdp.extractors import make_extractor
 from scatterdp.extractors.base import Extractor, fingerprint
 from scatterdp.privacy import accounting
+
+HOSTILE_NAME = "</script><script>document.title='taken'</script><img src=x onerror=alert(1)>"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -75,7 +78,13 @@ def accounting_once(monkeypatch: pytest.MonkeyPatch) -> None:
             _known_epsilons[question] = compute(event, **arguments)
         return _known_epsilons[question]
 
-    for user in ("scatterdp.privacy.ledger", "scatterdp.training.plan", "scatterdp.experiment"):
+    users = (
+        "scatterdp.privacy.ledger",
+        "scatterdp.training.plan",
+        "scatterdp.experiment",
+        "scatterdp.sweeps.selection",
+    )
+    for user in users:
         monkeypatch.setattr(f"{user}.epsilon_of", epsilon_of)
 
 
@@ -160,3 +169,40 @@ def digits_features(digits_features_dir: Path) -> Iterator[FeatureCache]:
     extractor = make_extractor("scatternet", dataset.image_shape)
     with extract_features(dataset, extractor, features_dir=digits_features_dir) as features:
         yield features
+
+
+@pytest.fixture(scope="session")
+def finished_runs(digits_features_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with finished runs: ``seed0`` and ``seed1`` on the digits, alike but for their seeds, and ``own`` on someone's own images, whose
+    second class has a name that is a script."""
+    folder = tmp_path_factory.mktemp("finished")
+    flags = [
+        "--dataset=digits",
+        "--input_norm=BN",
+        "--noise_multiplier=3",
+        "--epochs=2",
+        f"--features_dir={digits_features_dir}",
+    ]
+    for seed in (0, 1):
+        assert baselines.main([*flags, f"--seed={seed}", f"--run_dir={folder / 'runs' / f'seed{seed}'}"]) == 0
+    digits = load_dataset("digits")
+    few = [np.flatnonzero(labels < 3)[:count] for labels, count in ((digits.y_train, 150), (digits.y_test, 60))]
+    np.savez(
+        folder / "own.npz",
+        x_train=digits.x_train[few[0]],
+        y_train=digits.y_train[few[0]],
+        x_test=digits.x_test[few[1]],
+        y_test=digits.y_test[few[1]],
+        class_names=np.array(["calm", HOSTILE_NAME, "$\\frac{$"]),
+    )
+    own = [
+        f"--dataset={folder / 'own.npz'}",
+        "--extractor=pixels",
+        "--input_norm=none",
+        "--noise_multiplier=4",
+        "--epochs=3",
+        "--target_delta=0.001",
+    ]
+    private = [f"--features_dir={folder / 'features'}", "--seed=987654321", "--train_metrics"]
+    assert baselines.main([*own, *private, f"--run_dir={folder / 'runs' / 'own'}"]) == 0
+    return folder / "runs"

@@ -214,7 +214,7 @@ def test_other_commands_are_refused(
 ):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr("scatterdp.commands.exits._first_to_end", lambda code: None)
+    monkeypatch.setattr("scatterdp.exits._first_to_end", lambda code: None)
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(sys, "argv", ["scatterdp", command, "--no_such_flag"])
     try:

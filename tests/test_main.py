@@ -9,8 +9,8 @@ import pytest
 
 from scatterdp import __main__ as entry
 from scatterdp.commands import cache
-from scatterdp.commands.exits import exit_code
 from scatterdp.errors import BudgetError, CacheError, ConfigError, DatasetError, UserError
+from scatterdp.exits import exit_code
 
 
 class TestMain:

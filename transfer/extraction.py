@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from scatterdp.cache import ranks_of_environment
-from scatterdp.commands.exits import exit_code, parsed
-from scatterdp.commands.extract import extract_to_cache, load_images
+from scatterdp.commands.extract import extract_to_cache
+from scatterdp.datasets.together import load_together
 from scatterdp.errors import ConfigError, DatasetError
+from scatterdp.exits import exit_code, parsed
 from scatterdp.training.device import resolve_device
 from transfer.sources import make_backbone
 
@@ -66,7 +67,7 @@ def extract_backbone(
             raise ConfigError(f"{name}={value}: expected a number above 0" + (" and at most 1" if most == 1 else ""))
     ranks = ranks_of_environment()
     try:
-        dataset = load_images(config.images, config.data_dir, ranks)
+        dataset = load_together(config.images, config.data_dir, ranks)
     except DatasetError as error:  # the other commands' flag is called dataset
         raise DatasetError(str(error).replace("--dataset=", "--images=", 1)) from error
     extractor = make_backbone(

@@ -23,9 +23,9 @@ import contextlib
 import sys
 
 from scatterdp.cache import FeatureCache, Features, ranks_of_environment
-from scatterdp.commands.exits import exit_code, parsed
-from scatterdp.commands.extract import load_images
+from scatterdp.datasets.together import load_together
 from scatterdp.errors import ConfigError
+from scatterdp.exits import exit_code, parsed
 from scatterdp.experiment import announce, make_log_folder, opened, say, train_and_record
 from scatterdp.extractors.base import Extractor
 from scatterdp.records import RunFolder
@@ -60,7 +60,7 @@ def run(config: TransferConfig) -> RunFolder:
     with contextlib.ExitStack() as stack:
         if is_npy(config.feature_path):
             _check_files(config)
-            dataset = load_images(config.dataset, config.data_dir, ranks, on_event=say)
+            dataset = load_together(config.dataset, config.data_dir, ranks, on_event=say)
             features: Features = NpyFeatures(config.feature_path, dataset)
             published = dataset.public
             if config.input_norm is None:

@@ -21,10 +21,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from scatterdp.commands.exits import INTERRUPTED_WITH_NOTHING, parsed
 from scatterdp.config import DEFAULT_TARGET_EPSILON
 from scatterdp.errors import ConfigError
 from scatterdp.estimators import DPClassifier
+from scatterdp.exits import INTERRUPTED_WITH_NOTHING, parsed
 from scatterdp.linear import HeadName
 from scatterdp.privacy.accounting import delta_warning
 from scatterdp.privacy.certificate import rounded_up, with_publication

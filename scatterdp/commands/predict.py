@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import tyro
 
-from scatterdp.commands.exits import INTERRUPTED_WITH_NOTHING
 from scatterdp.errors import ConfigError, UserError
 from scatterdp.estimators import DPClassifier
+from scatterdp.exits import INTERRUPTED_WITH_NOTHING
 from scatterdp.tables import FeatureTable, read_table, row_blocks
 
 

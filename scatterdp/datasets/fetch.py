@@ -38,7 +38,7 @@ def default_data_dir() -> Path:
     return Path(os.environ.get(DATA_DIR_VARIABLE) or "data")
 
 
-def fetch_published(name: str, *, data_dir: Path, on_event: Callable[[str], None]) -> Dataset:
+def fetch_published(name: str, *, data_dir: Path, on_event: Callable[[str], None], local_only: bool = False) -> Dataset:
     """Load a published data set, downloading it if it is not in ``data_dir``.
 
     Whatever the source, the decoded arrays are verified against published digests. What was downloaded is stored
@@ -48,6 +48,7 @@ def fetch_published(name: str, *, data_dir: Path, on_event: Callable[[str], None
         name: ``mnist``, ``fmnist`` or ``cifar10``.
         data_dir: looked through, itself and its folder ``name``.
         on_event: receives a short sentence for each step.
+        local_only: nothing is downloaded and nothing is stored.
 
     Raises:
         DatasetError: every source failed; the message tells how each did and what to do.
@@ -58,7 +59,7 @@ def fetch_published(name: str, *, data_dir: Path, on_event: Callable[[str], None
     if not local:
         failures.append(f"local files: none in {data_dir / name} or {data_dir}")
         on_event(f"{name}: local files not found in {data_dir / name} or {data_dir}")
-    for source in (*local, *_remote_sources(published, on_event)):
+    for source in local if local_only else (*local, *_remote_sources(published, on_event)):
         on_event(f"{name}: trying {source.title}")
         try:
             arrays = source.read()
@@ -68,7 +69,7 @@ def fetch_published(name: str, *, data_dir: Path, on_event: Callable[[str], None
             failures.append(reason)
             on_event(f"{name}: failed: {reason}")
             continue
-        if not source.is_store:
+        if not (source.is_store or local_only):
             _store(published, data_dir / name, arrays, on_event)
         return dataset
     tried = "".join(f"\n  {failure}" for failure in failures)

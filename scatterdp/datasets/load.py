@@ -27,7 +27,11 @@ _OTHER_SPELLINGS = {
 
 
 def load_dataset(
-    dataset: str, *, data_dir: Path | None = None, on_event: Callable[[str], None] | None = None
+    dataset: str,
+    *,
+    data_dir: Path | None = None,
+    on_event: Callable[[str], None] | None = None,
+    local_only: bool = False,
 ) -> Dataset:
     """Load a data set.
 
@@ -39,6 +43,7 @@ def load_dataset(
         data_dir: where published sets are looked for and stored. Default: the environment variable
             ``SCATTERDP_DATA``, else ``./data``.
         on_event: receives a short sentence for each step that a user may want to see.
+        local_only: take a published set that is in ``data_dir``; fetch nothing and write nothing.
 
     Returns:
         The data set: images ``(N, H, W)`` or ``(N, H, W, 3)`` uint8, labels ``(N,)`` int64.
@@ -51,7 +56,7 @@ def load_dataset(
         return load_digits_dataset()
     if dataset in PUBLISHED:
         directory = Path(data_dir) if data_dir is not None else default_data_dir()
-        return fetch_published(dataset, data_dir=directory, on_event=report)
+        return fetch_published(dataset, data_dir=directory, on_event=report, local_only=local_only)
     if dataset and os.path.isdir(dataset):
         return read_image_folder(Path(dataset), on_event=report)
     is_npz = dataset.lower().endswith(".npz")

@@ -178,8 +178,9 @@ def _of_sampler(certificate: dict[str, Any], ledger: Ledger) -> list[str]:
     found = []
     if entries and entries[0].details["sampler"] != sampler:
         found.append("the sampler that it names is not the one in its ledger")
-    if sampler["num_examples"] != num_train:
-        found.append(f"its sampler draws from {sampler['num_examples']} examples, its data has {num_train}")
+    unsaid = num_train if sampler["kind"] == "none" else None  # logistic regression samples nothing and says nothing
+    if sampler.get("num_examples", unsaid) != num_train:
+        found.append(f"its sampler draws from {sampler.get('num_examples')} examples, its data has {num_train}")
     if sampler.get("adjacency", certificate["adjacency"]) != certificate["adjacency"]:
         found.append("its neighbouring data sets are not those of its sampler")
     return found

@@ -25,6 +25,7 @@ The formulas are evaluated by ``dp_accounting`` (``RepeatAndSelectDpEvent``); th
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,23 @@ class NumberOfTrials:
     def event(self, trial: dp_accounting.DpEvent) -> dp_accounting.DpEvent:
         """Of releasing the best of K trials of this event."""
         return RepeatAndSelectDpEvent(trial, self.mean, self.shape)
+
+    def divergences(self, trial: np.ndarray, orders: Sequence[float]) -> np.ndarray:
+        """Theorem 2 for trials that have no event of their own: a trial that first draws a candidate costs, at each order, no more than the costliest.
+
+        Args:
+            trial: ``(len(orders),)`` Rényi divergences of one trial; where candidates differ, the largest of theirs at each order.
+            orders: each > 1.
+
+        Returns:
+            ``(len(orders),)`` divergences of the best of K trials.
+
+        Raises:
+            ValueError: a Poisson number of trials, which is another theorem's.
+        """
+        eta, at = self.shape, np.asarray(orders, np.float64)
+        price = (1 + eta) * ((1 - 1 / at) * trial + math.log(1 / self.gamma) / at)
+        return trial + price.min() + math.log(self.mean) / (at - 1)
 
     @property
     def gamma(self) -> float:

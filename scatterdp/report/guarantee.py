@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from dataclasses import dataclass, field
 from typing import Any
 
 from scatterdp.privacy.certificate import rounded_up
@@ -20,33 +21,66 @@ def guarantee_in_words(certificate: dict[str, Any], checked: Checked) -> str:
         certificate: the values of a ``certificate.json``.
         checked: what :func:`scatterdp.privacy.checking.check_certificate` found in it.
     """
+    text: list[str] = []
+    for section in guarantee_sections(certificate, checked):
+        if section.heading:
+            text.append(f"\n{section.heading}\n{'-' * len(section.heading)}")
+        text += [textwrap.fill(line, _WIDTH) for line in section.before]
+        text += [textwrap.fill(f"- {line}", _WIDTH, subsequent_indent="  ") for line in section.listed]
+        text += [textwrap.fill(line, _WIDTH) for line in section.after]
+    return "\n".join(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of a certificate in words: sentences, a list, sentences.
+
+    Args:
+        heading: empty for the opening.
+    """
+
+    heading: str
+    before: list[str] = field(default_factory=list)
+    listed: list[str] = field(default_factory=list)
+    after: list[str] = field(default_factory=list)
+
+
+def guarantee_sections(certificate: dict[str, Any], checked: Checked) -> list[Section]:
+    """The parts of :func:`guarantee_in_words`, whose arguments these are."""
     data, features = certificate["data"], certificate["features"]
     of_classes = f" of {len(data['classes'])} classes" if "classes" in data else ""
-    parts = [
-        f"Model trained on {data['name']}: {data['num_train']} examples{of_classes}, on {features['extractor']} features.",
-        _heading("What is promised"),
-        *(
-            _promise(certificate)
+    exact = certificate["not_private"]
+    return [
+        Section(
+            heading="",
+            before=[
+                f"Model trained on {data['name']}: {data['num_train']} examples{of_classes}, on {features['extractor']} features."
+            ],
+        ),
+        Section(
+            heading="What is promised",
+            before=_promise(certificate)
             if certificate["private"]
-            else ["Nothing: this run is NOT private. Do not give its model away."]
+            else ["Nothing: this run is NOT private. Do not give its model away."],
         ),
-        _heading("What left the data"),
-        *(f"- {_released(entry)}" for entry in certificate["ledger"]),
-        "Everything else in the model is computed from these or from public things.",
-        _heading("What is not covered"),
-        *(
-            f"- These numbers of the run are exact: {', '.join(names)}."
-            for names in [certificate["not_private"]]
-            if names
+        Section(
+            heading="What left the data",
+            listed=[_released(entry) for entry in certificate["ledger"]],
+            after=["Everything else in the model is computed from these or from public things."],
         ),
-        *(f"- {limit}" for limit in certificate["limits"]),
-        _heading("Whether this file agrees with itself"),
-        *_verdict(certificate, checked),
+        Section(
+            heading="What is not covered",
+            listed=[
+                *([f"These numbers of the run are exact: {', '.join(exact)}."] if exact else []),
+                *certificate["limits"],
+            ],
+        ),
+        Section(
+            heading="Whether this file agrees with itself",
+            before=["NO. Do not rely on it:"] if checked.disagreements else [_agreement(certificate, checked)],
+            listed=[f"{sentence}." for sentence in checked.disagreements],
+        ),
     ]
-    return "\n".join(
-        part if part.startswith("\n") else textwrap.fill(part, _WIDTH, subsequent_indent="  " * part.startswith("- "))
-        for part in parts
-    )
 
 
 def detection_limit(epsilon: float, delta: float, false_alarms: float) -> float:
@@ -104,16 +138,8 @@ def _event_in_words(event: dict[str, Any]) -> str:
     return "numbers without noise"
 
 
-def _verdict(certificate: dict[str, Any], checked: Checked) -> list[str]:
-    if checked.disagreements:
-        return ["NO. Do not rely on it:", *(f"- {sentence}." for sentence in checked.disagreements)]
+def _agreement(certificate: dict[str, Any], checked: Checked) -> str:
     told = ", ".join(
         f"{rounded_up(value) if value is not None else '∞'} ({name})" for name, value in checked.epsilons.items()
     )
-    return [
-        f"Yes. ε computed again from its list of releases, at δ = {certificate['delta']:g}: {told}; sampler, steps and noise fit the list."
-    ]
-
-
-def _heading(text: str) -> str:
-    return f"\n{text}\n{'-' * len(text)}"
+    return f"Yes. ε computed again from its list of releases, at δ = {certificate['delta']:g}: {told}; sampler, steps and noise fit the list."

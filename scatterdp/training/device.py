@@ -6,8 +6,8 @@ import os
 
 import torch
 
-from scatterdp.cache.ranks import several
 from scatterdp.errors import ConfigError
+from scatterdp.ranks import several
 
 
 def resolve_device(name: str) -> torch.device:

@@ -43,9 +43,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scatterdp.cache.ranks import Alone, Ranks, TorchRanks, several
 from scatterdp.errors import UserError
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.ranks import Alone, Ranks, TorchRanks, several
 from scatterdp.training.rows import Piece, Rows
 
 #: Parts of the data are made of whole blocks of so many rows, those that statistics are summed by.

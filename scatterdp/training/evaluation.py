@@ -35,3 +35,11 @@ def evaluate(
     found = processes.gather((correct, loss, len(rows.y)))
     correct, loss, count = (sum(of_each) for of_each in zip(*found, strict=True))
     return correct / count, loss / count
+
+
+@torch.no_grad()
+def predicted_classes(classifier: nn.Module, rows: FeatureRows, *, processes: Processes = ONE) -> np.ndarray:
+    """``(N,)`` int64: the class of the largest logit of every row, in order; pieces are those of :func:`evaluate`."""
+    pieces = rows.pieces(np.arange(len(rows.y)), step=0)
+    predicted = [classifier(piece.x).argmax(1).cpu().numpy() for piece in pieces]
+    return np.concatenate([part for of_one in processes.gather(predicted) for part in of_one])

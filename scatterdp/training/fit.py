@@ -29,13 +29,14 @@ from scatterdp.training.distributed import (
     only_process,
     part_of,
 )
-from scatterdp.training.evaluation import evaluate
+from scatterdp.training.evaluation import evaluate, predicted_classes
 from scatterdp.training.loop import TrainingState, train
 from scatterdp.training.normalization import PublicStatistics, release_normalizer, restore_normalizer
 from scatterdp.training.plan import TrainingPlan
 from scatterdp.training.preconditioning import folded, synthetic_precondition
 from scatterdp.training.result import FitResult, certify
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, AugmentedRows, FeatureRows, Rows, load_rows
+from scatterdp.training.validation import validation_accuracy
 
 CHECKPOINT_SECONDS = 5.0
 _PATIENCE = 5  # epochs without a better test accuracy
@@ -54,6 +55,7 @@ def fit(
     train_metrics: bool = False,
     statistics: PublicStatistics | None = None,
     assumptions: Sequence[str] = (),
+    validation: Features | None = None,
     resume: Checkpoint | None = None,
     on_metrics: Callable[[dict[str, Any]], None] = lambda row: None,
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
@@ -78,6 +80,8 @@ def fit(
         train_metrics: also compute loss and accuracy on the private data; outside the guarantee.
         statistics: means and variances that the user says are public, for a plan with ``input_norm="given"``.
         assumptions: further sentences for the certificate: what the guarantee takes for granted about ``features``.
+        validation: features whose training split are private examples that ``features`` lack (:mod:`scatterdp.training.validation`): the accuracy on
+            them is computed once, after the last step.
         resume: continue from here; its key replaces ``key``.
         on_metrics: called with each epoch's row.
         on_checkpoint: called with a checkpoint once the statistics are released and then every few seconds.
@@ -98,7 +102,7 @@ def fit(
     )
     check_same(processes, here, "the processes have different data, settings or versions; give all of them the same")
     resume = processes.share(resume)
-    _check_belonging(features, plan, extractor, augmented_images)
+    _check_belonging(features, plan, extractor, augmented_images, validation)
     if resume is not None and resume.context != here:
         raise UserError(
             "resume: data, settings, device or versions are not those that the run began with; its noise must not be used "
@@ -143,10 +147,10 @@ def fit(
     if resume is not None:
         state.load_state_dict(resume.training)
 
-    def load(split: Split) -> FeatureRows:
-        first, stop = part_of(features.num_rows(split), processes.rank, processes.size)
+    def load(split: Split, source: Features = features) -> FeatureRows:
+        first, stop = part_of(source.num_rows(split), processes.rank, processes.size)
         return load_rows(
-            features,
+            source,
             split,
             head.normalizer,
             device=device,
@@ -241,6 +245,15 @@ def fit(
             processes=processes,
         )
     )
+    predictions = predicted_classes(head.classifier, test, processes=processes)
+    accuracy, num_validation = None, None
+    if validation is not None:
+        num_validation = validation.num_rows("train")
+        accuracy, entries = validation_accuracy(
+            head.classifier, load("train", validation), plan, noise_key(key, processes), processes=processes
+        )
+        for entry in entries:
+            ledger.record(entry)
     average = state.average.average
     if plan.precondition and isinstance(head.classifier, nn.Linear):
         normalizer, precondition = head.normalizer.children()
@@ -257,7 +270,15 @@ def fit(
             key=key,
             published_data=published_data,
             augmented=augmented_images is not None,
-            not_private=["train_accuracy_not_private", "train_loss_not_private"] if train_metrics else [],
+            not_private=[
+                *(["train_accuracy_not_private", "train_loss_not_private"] if train_metrics else []),
+                *(
+                    ["validation_accuracy_not_private"]
+                    if validation is not None and plan.validation_noise_multiplier is None
+                    else []
+                ),
+            ],
+            num_validation=num_validation,
             assumptions=[*assumptions, *_assumed(plan, statistics)],
             history=history,
         )
@@ -268,7 +289,9 @@ def fit(
         test_accuracy_ema=metrics[-1]["test_accuracy_ema"],
         certificate=processes.share(certificate),
         metrics=metrics,
+        test_predictions=predictions,
         seconds=time.monotonic() - begin,
+        validation_accuracy=accuracy,
     )
 
 
@@ -281,12 +304,20 @@ def _restored(features: Features, plan: TrainingPlan, state: dict[str, Any]) -> 
 
 
 def _check_belonging(
-    features: Features, plan: TrainingPlan, extractor: Extractor, augmented_images: np.ndarray | None
+    features: Features,
+    plan: TrainingPlan,
+    extractor: Extractor,
+    augmented_images: np.ndarray | None,
+    validation: Features | None,
 ) -> None:
     if plan.num_examples != features.num_rows("train"):
         raise UserError(
             f"num_examples={plan.num_examples}: the features have {features.num_rows('train')} training rows, "
             "make the plan for those"
+        )
+    if plan.validation_noise_multiplier is not None and validation is None:
+        raise UserError(
+            f"validation_noise_multiplier={plan.validation_noise_multiplier}: there are no examples to validate on; give validation"
         )
     if extractor.fingerprint != features.extractor_fingerprint:
         raise UserError(f"extractor: {extractor.name} with this configuration did not make {features.path}")

@@ -52,13 +52,14 @@ def fit_logistic_regression(
     train, test = (load_rows(features, split, normalizer) for split in ("train", "test"))
     x, y, x_test, y_test = (t.numpy() for t in (train.x.float(), train.y, test.x.float(), test.y))
     metrics: list[dict[str, Any]] = []
-    best: tuple[float, LogisticRegression] | None = None
+    best: tuple[float, LogisticRegression, np.ndarray] | None = None
     for inverse_penalty in INVERSE_PENALTIES:
         model = LogisticRegression(C=inverse_penalty, max_iter=_ITERATIONS)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the published setting stops at 100 iterations
             model.fit(x, y)
-        accuracy = float(np.mean(model.predict(x_test) == y_test))
+        predictions = np.asarray(model.predict(x_test))
+        accuracy = float(np.mean(predictions == y_test))
         row = {
             "C": inverse_penalty,
             "test_accuracy": accuracy,
@@ -67,9 +68,9 @@ def fit_logistic_regression(
         metrics.append(row)
         on_metrics(row)
         if best is None or accuracy > best[0]:
-            best = (accuracy, model)
+            best = (accuracy, model, predictions)
     assert best is not None
-    accuracy, model = best
+    accuracy, model, predictions = best
     head = linear_head(normalizer, features.output_shape, len(features.class_names)).eval()
     _copy_weights(model, head)
     ledger = Ledger([*entries, LedgerEntry("logistic regression without noise", dp_accounting.NonPrivateDpEvent())])
@@ -89,6 +90,7 @@ def fit_logistic_regression(
             sampler={"kind": "none"},
         ),
         metrics=metrics,
+        test_predictions=predictions,
         seconds=time.monotonic() - begin,
     )
 

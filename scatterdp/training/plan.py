@@ -11,6 +11,7 @@ The plan knows its events before anything touches private data, so a budget is c
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -54,6 +55,7 @@ class TrainingPlan:
             features are scaled down; 0 for none.
         precondition_power: by how much: 1 makes the differences equally long, 0 leaves them.
         augmentation_multiplicity: K augmented copies of an example share one clipped gradient; no privacy meaning.
+        validation_noise_multiplier: σ of the number of right answers on examples kept out of training, released once; None: nothing is released.
         early_stop: stop when test accuracy has not risen for five epochs. What is spent stays what was planned: the moment of
             stopping depends on what was released, and a budget that is planned covers every moment.
 
@@ -86,6 +88,7 @@ class TrainingPlan:
     augmentation_multiplicity: int = 1
     precondition: int = 0
     precondition_power: float = 1.0
+    validation_noise_multiplier: float | None = None
 
     def __post_init__(self) -> None:
         make_selection(self.sampling, num_examples=self.num_examples, batch_size=self.batch_size, steps=1)
@@ -100,7 +103,13 @@ class TrainingPlan:
             raise ConfigError(
                 f"precondition={self.precondition}, precondition_power={self.precondition_power}: expected at least 0, and 0 to 1"
             )
-        for name in ("noise_multiplier", "bn_noise_multiplier", "lr", "max_grad_norm"):
+        for name in (
+            "noise_multiplier",
+            "bn_noise_multiplier",
+            "validation_noise_multiplier",
+            "lr",
+            "max_grad_norm",
+        ):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name}={value}: expected a finite number ≥ 0")
@@ -134,10 +143,19 @@ class TrainingPlan:
 
     @property
     def prior(self) -> dp_accounting.DpEvent:
-        """What is spent before training."""
+        """What is spent beside training.
+
+        An example is trained on or validated on, never both; both are counted against everybody all the same, so that certificates of
+        several runs compose without asking who was where.
+        """
+        released: list[dp_accounting.DpEvent] = []
         if self.input_norm == "BN":
-            return statistics_event(self.bn_noise_multiplier)
-        return dp_accounting.NoOpDpEvent()
+            released.append(statistics_event(self.bn_noise_multiplier))
+        if self.validation_noise_multiplier is not None:
+            released.append(dp_accounting.GaussianDpEvent(self.validation_noise_multiplier))
+        if len(released) == 1:
+            return released[0]
+        return dp_accounting.ComposedDpEvent(released) if released else dp_accounting.NoOpDpEvent()
 
     def event(self, steps: int | None = None) -> dp_accounting.DpEvent:
         """Everything the run releases in its first ``steps`` steps (default: all).
@@ -170,14 +188,12 @@ class TrainingPlan:
         Raises:
             BudgetError: the statistics alone exceed it.
         """
-        sigma = calibrate_noise_multiplier(
-            self.selection().event,
-            target_epsilon=target_epsilon,
-            target_delta=self.delta,
-            accountant=self.accountant,
-            prior=self.prior,
-        )
-        return dataclasses.replace(self, noise_multiplier=sigma)
+        return dataclasses.replace(self, noise_multiplier=_calibrated_noise(self.cost_only, target_epsilon))
+
+    @property
+    def cost_only(self) -> TrainingPlan:
+        """The plan that releases the same and says nothing else: equal for plans whose events are equal."""
+        return TrainingPlan(lr=1.0, **{name: getattr(self, name) for name in _COSTS})
 
     def limited(self, *, max_epsilon: float) -> TrainingPlan:
         """The same plan with as many of its steps as fit ``max_epsilon``.
@@ -191,6 +207,22 @@ class TrainingPlan:
         return dataclasses.replace(self, max_steps=steps)
 
 
+_COSTS = ("num_examples", "batch_size", "epochs", "noise_multiplier", "sampling", "input_norm", "bn_noise_multiplier",
+          "validation_noise_multiplier", "delta", "accountant", "max_steps")  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1024)
+def _calibrated_noise(plan: TrainingPlan, target_epsilon: float) -> float:
+    """Seconds of work that many runs of one sweep share: learning rates and clipping bounds do not change it."""
+    return calibrate_noise_multiplier(
+        plan.selection().event,
+        target_epsilon=target_epsilon,
+        target_delta=plan.delta,
+        accountant=plan.accountant,
+        prior=plan.prior,
+    )
+
+
 def _beyond_the_common(config: TrainingConfig, recipe: Recipe) -> dict[str, Any]:
     """What a config says of preconditioning, the network and how it is trained."""
     if not isinstance(config, BaselinesConfig):
@@ -199,6 +231,7 @@ def _beyond_the_common(config: TrainingConfig, recipe: Recipe) -> dict[str, Any]
     said: dict[str, Any] = {
         "precondition": 0 if config.optim == "LR" else precondition,
         "precondition_power": config.precondition_power,
+        "validation_noise_multiplier": config.validation_noise_multiplier,
     }
     if not isinstance(config, CnnsConfig):
         return said

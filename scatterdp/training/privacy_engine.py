@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from scatterdp.cache.ranks import several
 from scatterdp.engines import check_by_example
 from scatterdp.engines.bookkeeping import Recorder, by_the_shapes, clip, everywhere
 from scatterdp.engines.clipping import Clipping
@@ -36,6 +35,7 @@ from scatterdp.privacy.certificate import TRAINING
 from scatterdp.privacy.ledger import Ledger, LedgerEntry
 from scatterdp.privacy.noise import gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.ranks import several
 from scatterdp.training.plan import TrainingPlan
 
 BookKeeping = Literal["mixed_ghost", "ghost"]

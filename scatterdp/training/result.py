@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from scatterdp.cache import Features
@@ -17,6 +18,7 @@ from scatterdp.privacy.ledger import Ledger
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.distributed import LIMITS, describe
 from scatterdp.training.plan import TrainingPlan
+from scatterdp.training.validation import HELD_OUT_RULE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,10 @@ class FitResult:
         test_accuracy_ema: of the averaged weights, in [0, 1].
         certificate: JSON values, see :mod:`scatterdp.privacy.certificate`.
         metrics: one row an epoch.
+        test_predictions: ``(N_test,)`` class numbers of the test rows by the last weights, as exact as ``test_accuracy``.
         seconds: of statistics, loading, training and evaluation.
+        validation_accuracy: on examples kept out of training, if there were any: with noise when the plan has some (it may then fall outside
+            [0, 1]), else exact and outside the guarantee.
     """
 
     head: Head
@@ -39,7 +44,9 @@ class FitResult:
     test_accuracy_ema: float
     certificate: dict[str, Any] = field(repr=False)
     metrics: list[dict[str, Any]] = field(repr=False)
+    test_predictions: np.ndarray = field(repr=False)
     seconds: float
+    validation_accuracy: float | None = None
 
 
 def certify(
@@ -54,12 +61,14 @@ def certify(
     sampler: dict[str, Any] | None = None,
     assumptions: Sequence[str] = (),
     history: Sequence[tuple[int, int]] = ((0, 1),),
+    num_validation: int | None = None,
 ) -> dict[str, Any]:
     """The certificate of a run on cached features.
 
     Args:
         published_data: the data set is public, so its fingerprint may be named; otherwise a commitment is.
         sampler: in words, when it is not the plan's.
+        num_validation: how many private examples were kept out of training, if any were.
         assumptions: see :func:`scatterdp.privacy.certificate.make_certificate`.
         history: ``(step, K)``: K processes computed from that step on.
     """
@@ -70,6 +79,8 @@ def certify(
         "image_shape": list(features.image_shape),
         "classes": list(features.class_names),
     }
+    if num_validation is not None:
+        data |= {"num_validation": num_validation, "validation_rule": HELD_OUT_RULE}
     if published_data:
         data["fingerprint"] = features.dataset_fingerprint
     else:
@@ -96,7 +107,14 @@ def certify(
             "dtype": features.dtype,
             "augmented": augmented,
         },
-        not_private=["test_accuracy", "test_accuracy_ema", "seconds", "peak_memory_bytes", *not_private],
+        not_private=[
+            "test_accuracy",
+            "test_accuracy_ema",
+            "test_predictions",
+            "seconds",
+            "peak_memory_bytes",
+            *not_private,
+        ],
         assumptions=assumptions,
         computation=describe(history) if shared else None,
         more_limits=LIMITS if shared else (),

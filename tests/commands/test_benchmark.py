@@ -14,9 +14,9 @@ from scatterdp.benchmarking import CONTENDERS, NETWORKS, Cell, Largest
 from scatterdp.benchmarking.contenders import Contender
 from scatterdp.commands import benchmark
 from scatterdp.commands.benchmark import BenchmarkConfig, bytes_of, run
-from scatterdp.commands.exits import exit_code
 from scatterdp.engines import ENGINES
 from scatterdp.errors import ConfigError
+from scatterdp.exits import exit_code
 from scatterdp.report.clipping_cost import clipping_table
 
 

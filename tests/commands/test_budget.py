@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from scatterdp.commands.budget import BudgetConfig, epsilon_around, run
-from scatterdp.commands.exits import exit_code
 from scatterdp.errors import ConfigError
+from scatterdp.exits import exit_code
 from scatterdp.privacy.accounting import ACCOUNTANTS
 from scatterdp.training.plan import TrainingPlan
 

@@ -10,7 +10,7 @@ import pytest
 
 from scatterdp import baselines
 from scatterdp.commands.certificate import run
-from scatterdp.commands.exits import exit_code
+from scatterdp.exits import exit_code
 from scatterdp.privacy.certificate import rounded_up
 
 

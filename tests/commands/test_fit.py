@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from scatterdp.commands.exits import exit_code
 from scatterdp.commands.fit import FitConfig, fit, run
 from scatterdp.estimators import DPClassifier
+from scatterdp.exits import exit_code
 from scatterdp.privacy.checking import check_certificate
 
 RUN_FILES = ["certificate.json", "config.json", "model.safetensors", "summary.json"]

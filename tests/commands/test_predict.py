@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from scatterdp.commands.exits import exit_code
 from scatterdp.commands.predict import run
 from scatterdp.estimators import DPClassifier
+from scatterdp.exits import exit_code
 from scatterdp.tables import table
 
 

@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 import dp_accounting
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -97,6 +98,7 @@ def test_what_is_not_private_is_listed(small_features: FeatureCache):
     assert make(small_features)["not_private"] == [
         "test_accuracy",
         "test_accuracy_ema",
+        "test_predictions",
         "seconds",
         "peak_memory_bytes",
     ]
@@ -139,7 +141,8 @@ def test_results_print_without_weights_and_rows():
         test_accuracy_ema=0.25,
         certificate={"secret": "certificate"},
         metrics=[{"step": 98765}],
+        test_predictions=np.array([43210]),
         seconds=1.5,
     )
     assert "test_accuracy=0.5" in repr(result)
-    assert not any(text in repr(result) for text in ("123.456", "certificate", "98765"))
+    assert not any(text in repr(result) for text in ("123.456", "certificate", "98765", "43210"))

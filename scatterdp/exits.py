@@ -17,8 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
-from scatterdp.cache.ranks import ranks_of_environment, several
 from scatterdp.errors import ProcessLostError, UserError
+from scatterdp.ranks import ranks_of_environment, several
 
 INTERRUPTED_WITH_NOTHING = "interrupted: nothing was written"
 """What a command says that keeps nothing of an interrupted run."""

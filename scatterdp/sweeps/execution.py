@@ -1,0 +1,166 @@
+"""Carry a sweep out in its folder: what is missing is run, and after every run the record, the tables and the accounting are written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+
+from tqdm import tqdm
+
+from scatterdp.errors import UserError
+from scatterdp.sweeps.cluster import Workers
+from scatterdp.sweeps.folder import SweepFolder
+from scatterdp.sweeps.outline import told
+from scatterdp.sweeps.plans import PlannedRun, describe
+from scatterdp.sweeps.record import RunEntry, SweepRecord, write_whole
+from scatterdp.sweeps.running import carry_out_all
+from scatterdp.sweeps.selection import statement_of_best
+from scatterdp.sweeps.sweep import Sweep
+from scatterdp.sweeps.table import best_groups, write_tables
+from scatterdp.sweeps.work import has_looked, outcome_of
+
+
+def execute(sweep: Sweep, folder: SweepFolder, workers: AbstractContextManager[Workers]) -> SweepRecord:
+    """Run what is missing of a sweep.
+
+    Args:
+        sweep: what to run.
+        folder: where; made when it is new.
+        workers: entered when there is something to run.
+
+    Returns:
+        The finished record.
+
+    Raises:
+        UserError: another process runs it, the folder holds something else or cannot be written, or no worker can be had.
+    """
+    folder.check(sweep.text, sweep.random_mean)
+    with folder.locked():
+        known = folder.check(sweep.text, sweep.random_mean)  # again: it may have changed before it was ours
+        record = known or sweep.new_record()
+        journal = _Journal(sweep, folder, record)
+        missing = journal.take_up()
+        with workers if missing else nullcontext() as found:  # nothing is written for workers that cannot be had
+            if known is None:
+                with _writing(folder):
+                    folder.begin(sweep.text)
+            journal.write()
+            if found is not None:
+                with journal.progress():
+                    carry_out_all(missing, found, command=record.command, folder=folder.path, on_change=journal.note)
+        journal.finish()
+    return record
+
+
+class _Journal:
+    """Writes down where the sweep is."""
+
+    def __init__(self, sweep: Sweep, folder: SweepFolder, record: SweepRecord) -> None:
+        self.sweep, self.folder, self.record = sweep, folder, record
+        run_dirs = [folder.path / entry.run_dir for entry in record.runs]
+        self.planned = sweep.planned([entry.changes for entry in record.runs], run_dirs)
+        self.candidates = self.planned if sweep.random_mean is None else sweep.candidates()
+        self.bar: tqdm | None = None
+
+    def take_up(self) -> list[tuple[RunEntry, PlannedRun]]:
+        """Bring the record up to what the folder says, and find out what is missing."""
+        missing = []
+        for entry, planned in zip(self.record.runs, self.planned, strict=True):
+            run_dir = self.folder.path / entry.run_dir
+            describe(entry, planned)
+            entry.looked = entry.looked or has_looked(run_dir)
+            if (run_dir / "summary.json").exists() and not (run_dir / "checkpoint.pt").exists():
+                entry.state = "done"
+                for name, value in outcome_of(run_dir).items():
+                    setattr(entry, name, value)
+            elif planned.plan is None:
+                entry.state, entry.error = "failed", planned.error
+            else:
+                entry.state, entry.error = "waiting", None
+                missing.append((entry, planned))
+        self.record.finished = False
+        return missing
+
+    @contextmanager
+    def progress(self) -> Iterator[None]:
+        """Show a bar with the time that is left."""
+        ended = self.record.count("done") + self.record.count("failed")
+        with tqdm(
+            total=self.record.num_runs, initial=ended, unit="run", desc=self.record.name, smoothing=0
+        ) as self.bar:
+            yield
+
+    def note(self, entry: RunEntry) -> None:
+        """A run has begun or ended."""
+        if entry.state == "running":
+            self.write(accounting=False)
+            return
+        self.write()
+        if self.bar is not None:
+            said = (
+                f"failed: {entry.error}"
+                if entry.error
+                else f"{self.record.score.replace('_', ' ')} {self.record.scores(entry):.4f}"
+            )
+            self.bar.write(f"{told(entry.changes) or entry.name}: {said}", file=sys.stdout)
+            self.bar.update()
+
+    def _stopped(self) -> None:
+        """The sweep ends before its runs do."""
+        for entry in self.record.runs:
+            if entry.state == "running":
+                entry.state = "waiting"
+        with suppress(UserError):  # the disk may be why
+            self.write()
+
+    def finish(self) -> None:
+        """All runs have ended."""
+        self.record.finished = True
+        self.write()
+        groups = best_groups(self.record)
+        if self.sweep.random_mean is not None and groups:
+            (best,) = groups[0]
+            with _writing(self.folder):
+                write_whole(
+                    self.folder.path / "best.json",
+                    json.dumps(self._publishable(best), indent=2, ensure_ascii=False) + "\n",
+                )
+
+    def _publishable(self, best: RunEntry) -> dict:
+        """What may be said of the best of a random search: nothing that tells how many runs there were, not even its own number."""
+        selection = self.record.selection
+        return {
+            "changes": best.changes,
+            self.record.score: self.record.scores(best),
+            "test_accuracy": best.test_accuracy,
+            "epsilon": selection["epsilon_of_best"],
+            "delta": selection["delta"],
+            "statement": statement_of_best(selection),
+        }
+
+    def write(self, *, accounting: bool = True) -> None:
+        """Write the record and, unless a run has only begun, what it all costs and the tables."""
+        if accounting:
+            looked = [
+                planned
+                for entry, planned in zip(self.record.runs, self.planned, strict=True)
+                if entry.looked or has_looked(self.folder.path / entry.run_dir)
+            ]
+            self.record.selection = self.sweep.cost(looked, self.candidates)
+        with _writing(self.folder):
+            self.record.save(self.folder.path)
+            if accounting:
+                write_tables(self.record, self.folder.path)
+
+
+@contextmanager
+def _writing(folder: SweepFolder) -> Iterator[None]:
+    """Tell a disk that is full, or gone, as one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"out={folder.path}: cannot be written ({error.strerror}); what is finished is kept: make room, and the same command goes on from there"
+        ) from error
