@@ -44,6 +44,7 @@ FILES = {
     "model.safetensors",
     "model_ema.safetensors",
     "summary.json",
+    "test_predictions.npz",
 }
 
 Started = subprocess.Popen[str]
