@@ -10,26 +10,27 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import tyro
 
 from scatterdp.cache import SPLITS, Features, extract_features
 from scatterdp.config import BaselinesConfig, TinyImagesConfig, TrainingConfig
-from scatterdp.datasets import Dataset, load_dataset
+from scatterdp.datasets import Dataset
 from scatterdp.datasets.joined import with_more_images
-from scatterdp.errors import ConfigError
-from scatterdp.exits import exit_code
+from scatterdp.datasets.together import load_together
+from scatterdp.errors import ConfigError, ProcessLostError
+from scatterdp.exits import check_one_process, exit_code, launcher, parsed
 from scatterdp.extractors import make_extractor
 from scatterdp.extractors.base import Extractor
 from scatterdp.heads import make_classifier
 from scatterdp.privacy.accounting import ACCOUNTANTS, delta_warning, epsilon_of
 from scatterdp.privacy.certificate import rounded_up
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.ranks import is_first, ranks_of_environment
 from scatterdp.recipes import extractor_of
 from scatterdp.records import RunFolder, new_run_dir, peak_memory_bytes
 from scatterdp.report.plots import plot_accuracy_and_epsilon
@@ -37,6 +38,7 @@ from scatterdp.sizes import bytes_of
 from scatterdp.tables.labelled_images import open_labelled_images
 from scatterdp.training.checkpoint import Checkpoint
 from scatterdp.training.device import resolve_device
+from scatterdp.training.distributed import Processes, processes_of_environment
 from scatterdp.training.fit import fit
 from scatterdp.training.logistic_regression import fit_logistic_regression
 from scatterdp.training.normalization import check_normalizer
@@ -64,10 +66,10 @@ def run(config: BaselinesConfig, *, wait_for_features: float = 0.0) -> RunFolder
         UserError: see the message.
     """
     folder, config = opened(config)
-    device = resolve_device(config.device)
+    device, ranks = resolve_device(config.device), ranks_of_environment()
     if isinstance(config, TinyImagesConfig):
         _check_file(config)
-    dataset = load_dataset(config.dataset, data_dir=config.data_dir, on_event=say)
+    dataset = load_together(config.dataset, config.data_dir, ranks, on_event=say)
     own = dataset
     if isinstance(config, TinyImagesConfig):
         dataset = _with_tiny_images(own, config)
@@ -96,8 +98,9 @@ def run(config: BaselinesConfig, *, wait_for_features: float = 0.0) -> RunFolder
         extractor,
         features_dir=config.features_dir,
         dtype=config.feature_dtype,
-        progress=True,
+        progress=ranks.rank == 0,
         lock_timeout=wait_for_features,
+        ranks=ranks,
     ) as features:
         seconds_extract = time.monotonic() - begin
         say(f"features: cached in {config.features_dir}")
@@ -194,8 +197,16 @@ def opened(config: _Config) -> tuple[RunFolder | None, _Config]:
     """What a config says of its run folder, checked before any work: the folder to go on with and the config in it, or neither.
 
     Raises:
-        UserError: the folder cannot be resumed, or a new one cannot be made there.
+        UserError: the folder cannot be resumed, a new one cannot be made there, or several processes were started for what one does.
     """
+    ranks = ranks_of_environment()
+    folder, config = ranks.share(_opened(config) if ranks.rank == 0 else None)
+    if config.optim == "LR":
+        check_one_process("optim=LR")
+    return folder, config
+
+
+def _opened(config: _Config) -> tuple[RunFolder | None, _Config]:
     if config.resume is None:
         if config.run_dir is not None:
             RunFolder.check_new(config.run_dir)
@@ -212,7 +223,7 @@ def make_log_folder(logdir: Path | None) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    if logdir is None:
+    if logdir is None or not is_first():
         return
     try:
         logdir.mkdir(parents=True, exist_ok=True)
@@ -251,23 +262,50 @@ def train_and_record(
     Raises:
         UserError: see the message.
     """
+    processes = processes_of_environment(device)
+    plan = processes.share(plan)
     resumed = folder is not None
     if folder is None:
-        folder = RunFolder.create(config.run_dir or new_run_dir(features.dataset_name), config)
-    with folder.locked():
-        checkpoint = Checkpoint.load(folder.checkpoint) if resumed and folder.has_begun else None
-        folder.write_metrics(checkpoint.metrics if checkpoint else [])
+        made = processes.rank == 0
+        folder = processes.share(
+            RunFolder.create(config.run_dir or new_run_dir(features.dataset_name), config) if made else None
+        )
+    assert folder is not None
+    with folder.locked() if processes.rank == 0 else nullcontext():
+        checkpoint = None
+        if processes.rank == 0:
+            checkpoint = _taken_up(folder, processes) if resumed and folder.has_begun else None
+            folder.write_metrics(checkpoint.metrics if checkpoint else [])
+        again = f"go on with {launcher()} {config.module_name()} --resume={folder.path}"
         try:
-            result = _fit(config, features, plan, extractor, published_data, folder, checkpoint, device, further)
+            result = _fit(
+                config, features, plan, extractor, published_data, folder, checkpoint, device, processes, further
+            )
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"interrupted: go on with python -m {config.module_name()} --resume={folder.path}"
-            ) from None
-        folder.write_test_predictions(result.test_predictions, features.labels("test"), by_example=published_data)
-        _record(folder, plan, result, seconds_extract)
+            raise KeyboardInterrupt(f"interrupted: {again}") from None
+        except ProcessLostError as error:
+            raise ProcessLostError(f"{error}: {again}") from error
+        if processes.rank == 0:
+            folder.write_test_predictions(result.test_predictions, features.labels("test"), by_example=published_data)
+            _record(folder, plan, result, seconds_extract)
+    processes.wait()  # for the record
     _report(plan, result)
     say(f"run folder: {folder.path}")
     return folder
+
+
+def _taken_up(folder: RunFolder, processes: Processes) -> Checkpoint:
+    """The checkpoint to go on from. What has been shown beyond it is noted in it, before the metrics forget it.
+
+    Raises:
+        UserError: it is damaged, or other processes cannot go on with it.
+    """
+    checkpoint = Checkpoint.load(folder.checkpoint)
+    if (shown := folder.count_metrics()) > checkpoint.released:
+        checkpoint = dataclasses.replace(checkpoint, released=shown)
+        checkpoint.save(folder.checkpoint)
+    checkpoint.history_with(processes.size)
+    return checkpoint
 
 
 def _fit(
@@ -279,9 +317,10 @@ def _fit(
     folder: RunFolder,
     checkpoint: Checkpoint | None,
     device: torch.device,
+    processes: Processes,
     further: dict[str, Any],
 ) -> FitResult:
-    with _tensorboard(config.logdir) as log:
+    with _tensorboard(config.logdir if processes.rank == 0 else None) as log:
 
         def on_metrics(row: dict[str, Any]) -> None:
             folder.append_metrics(row)
@@ -306,6 +345,7 @@ def _fit(
             resume=checkpoint,
             on_metrics=on_metrics,
             on_checkpoint=lambda state: state.save(folder.checkpoint),
+            processes=processes,
             **further,
         )
 
@@ -394,6 +434,8 @@ def _reopen(config: _Config, path: Path) -> tuple[RunFolder, _Config]:
 
 def announce(config: TrainingConfig, plan: TrainingPlan) -> None:
     """Print the plan and what it costs; a warning where δ is too large."""
+    if not is_first():
+        return
     if config.optim == "LR":
         say("optim=LR: logistic regression, NOT PRIVATE")
         return
@@ -446,8 +488,9 @@ def _tensorboard(logdir: Path | None) -> Iterator[Callable[[dict[str, Any]], Non
 
 
 def say(line: str) -> None:
-    """Print a line at once."""
-    print(line, flush=True)
+    """Print a line at once; of several processes the first does."""
+    if is_first():
+        print(line, flush=True)
 
 
 def command_line(config_class: type[BaselinesConfig], description: str, arguments: list[str] | None) -> int:
@@ -455,6 +498,6 @@ def command_line(config_class: type[BaselinesConfig], description: str, argument
 
     def command() -> None:
         program = f"python -m {config_class.module_name()}"
-        run(tyro.cli(config_class, prog=program, args=arguments, use_underscores=True, description=description))
+        run(parsed(config_class, prog=program, args=arguments, description=description))
 
     return exit_code(command)

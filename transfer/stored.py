@@ -133,10 +133,12 @@ class NpyFeatures:
         """``(N,)`` int64."""
         return self.dataset.split(split)[1]
 
-    def iter_rows(self, split: Split, rows_per_block: int) -> Iterator[tuple[int, np.ndarray]]:
-        """First row and ``(b, K, h, w)`` float32 features of each block."""
-        array = self._arrays[split]
-        for start in range(0, len(array), rows_per_block):
+    def iter_rows(
+        self, split: Split, rows_per_block: int, *, first: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """First row and ``(b, K, h, w)`` float32 features of each block, from row ``first`` to before ``stop`` (None: all)."""
+        array = self._arrays[split][:stop]
+        for start in range(first, len(array), rows_per_block):
             block = np.array(array[start : start + rows_per_block], np.float32)  # a copy: the file is not to be changed
             yield start, block.reshape(len(block), *self.output_shape)
 

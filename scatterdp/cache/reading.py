@@ -53,7 +53,9 @@ class Features(Protocol):
 
     def labels(self, split: Split) -> np.ndarray: ...
 
-    def iter_rows(self, split: Split, rows_per_block: int) -> Iterator[tuple[int, np.ndarray]]: ...
+    def iter_rows(
+        self, split: Split, rows_per_block: int, *, first: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]: ...
 
     def row_reader(self, split: Split) -> RowReader: ...
 
@@ -190,12 +192,15 @@ class FeatureCache:
         """``(N,)`` float64: ‖x‖² of each example's features as they are stored."""
         return self._read(split, "squared_norms", slice(None))
 
-    def iter_rows(self, split: Split, rows_per_block: int) -> Iterator[tuple[int, np.ndarray]]:
+    def iter_rows(
+        self, split: Split, rows_per_block: int, *, first: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """Read a split from first to last; every chunk is compared with its digest.
 
         Args:
             split: ``"train"`` or ``"test"``.
             rows_per_block: examples a block; the last block may be shorter.
+            first, stop: only the rows from ``first`` to before ``stop``. None: to the last.
 
         Yields:
             ``(start, block)``: the block's first row and its ``(B, K, h, w)`` features, the caller's to change.
@@ -206,13 +211,17 @@ class FeatureCache:
         if rows_per_block < 1:
             raise ConfigError(f"rows_per_block={rows_per_block}: expected an integer ≥ 1")
         chunk, total = self.rows_per_chunk(split), self.num_rows(split)
+        stop = total if stop is None else stop
+        if not 0 <= first <= stop <= total:
+            raise ConfigError(f"rows {first} to {stop}: expected 0 ≤ first ≤ stop ≤ {total} ({split} split)")
         at_once = math.ceil(rows_per_block / chunk) * chunk
-        start, rest = 0, np.empty((0, *self.output_shape), DTYPES[self.dtype])
-        for first in range(0, total, at_once):
-            rows = self._read(split, "features", slice(first, first + at_once))
-            self._check_digests(split, first, rows)
+        start, rest = first, np.empty((0, *self.output_shape), DTYPES[self.dtype])
+        for begin in range(first // chunk * chunk, stop, at_once):  # whole chunks: a digest is one of a chunk
+            rows = self._read(split, "features", slice(begin, begin + at_once))
+            self._check_digests(split, begin, rows)
+            rows = rows[max(0, first - begin) : stop - begin]
             rest = np.concatenate([rest, rows]) if len(rest) else rows
-            while len(rest) >= rows_per_block or (start + len(rest) == total and len(rest)):
+            while len(rest) >= rows_per_block or (start + len(rest) == stop and len(rest)):
                 yield start, rest[:rows_per_block]
                 start, rest = start + len(rest[:rows_per_block]), rest[rows_per_block:]
 

@@ -54,6 +54,7 @@ def make_certificate(
     features: dict[str, Any],
     not_private: list[str],
     model: dict[str, Any] | None = None,
+    computation: dict[str, Any] | None = None,
     more_limits: Sequence[str] = (),
     assumptions: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -71,6 +72,7 @@ def make_certificate(
         features: the extractor's name, configuration, fingerprint.
         not_private: printed or recorded numbers that the guarantee does not cover.
         model: how the model was made, where that is not in ``features``.
+        computation: how several processes shared the work, where there were several.
         more_limits: sentences beside :data:`LIMITS`.
         assumptions: sentences about what this run takes on somebody's word; they stand first among the limits and in the statement.
     """
@@ -96,7 +98,8 @@ def make_certificate(
         "assumptions": list(assumptions),
         "limits": [*assumptions, *LIMITS, *more_limits],
         "versions": {name: version(name) for name in VERSIONED} | {"python": platform.python_version()},
-    } | ({} if model is None else {"model": model})
+    }
+    found |= {name: value for name, value in (("model", model), ("computation", computation)) if value is not None}
     return found | {"statement": _statement(found)}
 
 

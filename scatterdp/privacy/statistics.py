@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,6 +153,8 @@ def release_channel_statistics(
     noise_multiplier: float,
     key: RandomKey,
     selection: PoissonSelection | None = None,
+    first: int = 0,
+    of_all: Callable[[Iterator[Tensor]], Iterable[Tensor]] = lambda sums: sums,
 ) -> tuple[ChannelStatistics, LedgerEntry]:
     """Channel means and variances of private features, and what they cost.
 
@@ -163,25 +165,28 @@ def release_channel_statistics(
         noise_multiplier: σ of each of the two releases.
         key: the run's key.
         selection: samples the examples whose statistics are released; None for all.
+        first: the number of the blocks' first row among all examples.
+        of_all: where ``blocks`` are only this process's: from the sums of its blocks to those of all processes' blocks, in the rows' order.
+            Added one by one, they give the very sum of a single process, and with it the very same release.
 
     Raises:
         UserError: NaN or infinite features.
     """
-    if selection is not None and selection.num_examples != num_examples:
-        raise ValueError(f"num_examples={num_examples}: the selection samples from {selection.num_examples}")
+    if selection is not None:
+        if selection.num_examples != num_examples:
+            raise ValueError(f"num_examples={num_examples}: the selection samples from {selection.num_examples}")
+        blocks = _sampled(blocks, selection, key, first)
     divisor = num_examples if selection is None else selection.batch_size
-    mean_sum = torch.zeros_like(bounds.scale)
-    square_sum = torch.zeros_like(bounds.scale)
-    for block in blocks if selection is None else _sampled(blocks, selection, key):
-        means, squares = _vectors(block, bounds.shapes, bounds.scale)
-        mean_sum += clip_rows(means, bounds.mean_bound).sum(0)
-        square_sum += clip_rows(squares, bounds.square_bound).sum(0)
+    total = torch.zeros(2, *bounds.scale.shape, dtype=torch.float64)
+    for sums in of_all(_sums_of_blocks(blocks, bounds)):
+        total += sums
+    mean_sum, square_sum = total
     exact = hashlib.sha256(b"".join(t.numpy().tobytes() for t in (mean_sum, square_sum, bounds.scale))).hexdigest()
     bound_key = key.bound_to(repr((exact, divisor, noise_multiplier, bounds.mean_bound, bounds.square_bound)))
     released = []
-    for draw, (total, bound) in enumerate(((mean_sum, bounds.mean_bound), (square_sum, bounds.square_bound))):
+    for draw, (exact_sum, bound) in enumerate(((mean_sum, bounds.mean_bound), (square_sum, bounds.square_bound))):
         noise = gaussian_noise(
-            tuple(total.shape),
+            tuple(exact_sum.shape),
             noise_multiplier=noise_multiplier,
             sensitivity=bound,
             key=bound_key,
@@ -189,7 +194,7 @@ def release_channel_statistics(
             counter=draw,
             dtype=torch.float64,
         )
-        released.append((total + noise) / divisor)
+        released.append((exact_sum + noise) / divisor)
     mean, square = released
     # Below the noise of the released squares a variance is not distinguishable from 0. The level is public.
     noise_level = max(noise_multiplier * bounds.square_bound / divisor, 1e-12)
@@ -210,18 +215,24 @@ def release_channel_statistics(
     return statistics, LedgerEntry("channel statistics", statistics_event(noise_multiplier, rate), details)
 
 
-def _sampled(blocks: Iterable[Tensor], selection: PoissonSelection, key: RandomKey) -> Iterator[Tensor]:
-    """The rows that the selection takes, of blocks of all rows in order."""
+def _sampled(blocks: Iterable[Tensor], selection: PoissonSelection, key: RandomKey, first: int) -> Iterator[Tensor]:
+    """The rows that the selection takes, of blocks of successive rows from ``first`` on."""
     # A key of its own: the first batch of training must not be told by who is in this sample.
     chosen = torch.from_numpy(selection.indices(0, key.bound_to("sample for channel statistics")))
-    start = 0
     for block in blocks:
-        here = chosen[(chosen >= start) & (chosen < start + len(block))]
+        here = chosen[(chosen >= first) & (chosen < first + len(block))]
         if len(here):
-            yield block[here - start]
-        start += len(block)
-    if start != selection.num_examples:
-        raise ValueError(f"{start} rows, expected the {selection.num_examples} that the sample is of")
+            yield block[here - first]
+        first += len(block)
+    if first > selection.num_examples:
+        raise ValueError(f"{first} rows, expected the {selection.num_examples} that the sample is of")
+
+
+def _sums_of_blocks(blocks: Iterable[Tensor], bounds: StatisticsBounds) -> Iterator[Tensor]:
+    """``(2, ΣK)`` float64 of each block: the sums of its examples' clipped channel means, and of those of the squares. Private."""
+    for block in blocks:
+        means, squares = _vectors(block, bounds.shapes, bounds.scale)
+        yield torch.stack([clip_rows(means, bounds.mean_bound).sum(0), clip_rows(squares, bounds.square_bound).sum(0)])
 
 
 def clip_rows(rows: Tensor, bound: float) -> Tensor:

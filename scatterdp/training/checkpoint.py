@@ -20,7 +20,7 @@ import torch
 from scatterdp.errors import UserError
 from scatterdp.privacy.randomness import RandomKey
 
-SCHEMA = 3
+SCHEMA = 4
 _DIGEST_BYTES = 32
 
 
@@ -37,6 +37,9 @@ class Checkpoint:
         training: :meth:`scatterdp.training.loop.TrainingState.state_dict`.
         metrics: the metrics rows so far.
         seconds: of training so far.
+        history: ``(step, K)``: K processes computed from that step on.
+        released: epochs whose metrics have left the run. More than there are rows in ``metrics``: steps beyond this checkpoint have been
+            released, and only the very same computation may do them again.
     """
 
     key: RandomKey
@@ -46,6 +49,8 @@ class Checkpoint:
     training: dict[str, Any]
     metrics: list[dict[str, Any]]
     seconds: float
+    history: tuple[tuple[int, int], ...]
+    released: int
 
     def save(self, path: Path) -> None:
         """Write atomically, readable by the owner only."""
@@ -61,6 +66,23 @@ class Checkpoint:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+
+    def history_with(self, processes: int) -> tuple[tuple[int, int], ...]:
+        """:attr:`history` when so many processes go on from here.
+
+        Raises:
+            UserError: another number than before would release steps a second time, with noise that the ledger does not know of.
+        """
+        before = self.history[-1][1]
+        if before == processes:
+            return self.history
+        if self.released > len(self.metrics):
+            raise UserError(
+                f"resume: a run of {before} processes has shown epoch {self.released} and its last checkpoint is of epoch "
+                f"{len(self.metrics)}; {processes} processes would do what is between them a second time with other noise, "
+                f"go on with {before}"
+            )
+        return (*self.history, (self.training["step"], processes))
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:

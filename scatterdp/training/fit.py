@@ -20,14 +20,23 @@ from scatterdp.heads import Head, Precondition, make_classifier
 from scatterdp.privacy.ledger import Ledger, finite_or_none
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.checkpoint import Checkpoint
+from scatterdp.training.distributed import (
+    Processes,
+    RowsOfProcess,
+    bits_of,
+    check_same,
+    noise_key,
+    only_process,
+    part_of,
+)
 from scatterdp.training.evaluation import evaluate, predicted_classes
 from scatterdp.training.loop import TrainingState, train
 from scatterdp.training.normalization import PublicStatistics, release_normalizer, restore_normalizer
 from scatterdp.training.plan import TrainingPlan
 from scatterdp.training.preconditioning import folded, synthetic_precondition
 from scatterdp.training.result import FitResult, certify
-from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, AugmentedRows, FeatureRows
-from scatterdp.training.streaming import StreamedRows, default_budget, matrix_bytes, open_rows
+from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, AugmentedRows, FeatureRows, Rows
+from scatterdp.training.streaming import StreamedRows, default_budget, open_rows, rows_bytes
 from scatterdp.training.validation import validation_accuracy
 
 CHECKPOINT_SECONDS = 5.0
@@ -52,8 +61,12 @@ def fit(
     resume: Checkpoint | None = None,
     on_metrics: Callable[[dict[str, Any]], None] = lambda row: None,
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
+    processes: Processes | None = None,
 ) -> FitResult:
     """Train a head with differential privacy.
+
+    Several processes (:mod:`scatterdp.training.distributed`) call this together, each with the same arguments; ``key`` and ``resume`` are
+    those of rank 0, which alone calls ``on_metrics`` and ``on_checkpoint``. All get the same result.
 
     Args:
         features: cached features of the train and test split.
@@ -76,29 +89,38 @@ def fit(
         resume: continue from here; its key replaces ``key``.
         on_metrics: called with each epoch's row.
         on_checkpoint: called with a checkpoint once the statistics are released and then every few seconds.
+        processes: which train together; None: this one alone.
 
     Raises:
-        UserError: plan, extractor or checkpoint do not belong to these features; features that are not finite.
+        UserError: plan, extractor or checkpoint do not belong to these features; features that are not finite; processes that were
+            given different things, or that ``torchrun`` started and nobody named.
     """
+    processes = processes or only_process("fit")
     here = context(
         features,
         plan,
         augmented=augmented_images is not None,
         physical_batch_size=physical_batch_size,
-        device=device,
+        device=device if processes.size == 1 else torch.device(device).type,  # each has a device of its own
         statistics=statistics,
     )
+    check_same(processes, here, "the processes have different data, settings or versions; give all of them the same")
+    resume = processes.share(resume)
     _check_belonging(features, plan, extractor, augmented_images, validation)
     if resume is not None and resume.context != here:
         raise UserError(
             "resume: data, settings, device or versions are not those that the run began with; its noise must not be used "
             "for anything else: restore them, or start a new run"
         )
+    history = ((0, processes.size),) if resume is None else resume.history_with(processes.size)
     begin = time.monotonic() - (resume.seconds if resume else 0.0)
     if resume is None:
-        key = (key or RandomKey.from_system()).bound_to(here)
-        normalizer, entries = release_normalizer(features, plan, extractor=extractor, key=key, statistics=statistics)
-        if plan.precondition:
+        shared: RandomKey = processes.share(key or RandomKey.from_system())
+        key = shared.bound_to(here)
+        normalizer, entries = release_normalizer(
+            features, plan, extractor=extractor, key=key, statistics=statistics, processes=processes
+        )
+        if plan.precondition and processes.rank == 0:
             scale = synthetic_precondition(
                 extractor,
                 normalizer,
@@ -107,6 +129,10 @@ def fit(
                 keep_length=plan.head != "linear",
             )
             normalizer = nn.Sequential(normalizer, scale)
+        # What is computed in floating point is computed once: machines may differ in the last bit.
+        computed = processes.share(normalizer.state_dict())
+        if processes.rank > 0:
+            normalizer = _restored(features, plan, computed)
         ledger = Ledger(entries)
         metrics: list[dict[str, Any]] = []
     else:
@@ -119,29 +145,36 @@ def fit(
     if plan.engine != "linear":
         made_up = torch.randn(2, int(np.prod(features.output_shape)), generator=torch.Generator().manual_seed(0))
         check_by_example(classifier, made_up)
+    classifier.load_state_dict(processes.share(classifier.state_dict()))
     head = Head(normalizer, classifier).to(device).eval()
     state = TrainingState.begin(head.classifier, plan)
     if resume is not None:
         state.load_state_dict(resume.training)
 
-    budget = default_budget(device) if memory_budget is None else memory_budget
+    budget = memory_budget
+    if budget is None and (free := default_budget(device)) is not None:
+        budget = free // processes.size  # of one machine, as far as this process knows
 
-    def load(features: Features, split: Split) -> FeatureRows | StreamedRows:
+    def load(split: Split, source: Features = features) -> FeatureRows | StreamedRows:
         nonlocal budget
+        first, stop = part_of(source.num_rows(split), processes.rank, processes.size)
         rows = open_rows(
-            features,
+            source,
             split,
             head.normalizer,
             device=device,
             physical_batch_size=physical_batch_size,
             budget=budget,
+            first=first,
+            stop=stop,
         )
         if budget is not None and isinstance(rows, FeatureRows):
-            budget -= matrix_bytes(features, split)
+            budget -= rows_bytes(source, stop - first)
         return rows
 
-    test = load(features, "test")
-    cached_train = load(features, "train") if augmented_images is None or train_metrics else None
+    test = load("test")
+    cached_train = load("train") if augmented_images is None or train_metrics else None
+    rows: Rows
     if augmented_images is None:
         assert cached_train is not None
         rows = cached_train
@@ -156,12 +189,15 @@ def fit(
             physical_batch_size=physical_batch_size,
             copies=plan.augmentation_multiplicity,
         )
+    if processes.size > 1:
+        first, stop = part_of(plan.num_examples, processes.rank, processes.size)
+        rows = RowsOfProcess(rows, first, stop, begin=first if augmented_images is None else 0)
 
     last_saved = -CHECKPOINT_SECONDS
 
     def save(state: TrainingState) -> None:
         nonlocal last_saved
-        if on_checkpoint is None or time.monotonic() - last_saved < CHECKPOINT_SECONDS:
+        if processes.rank > 0 or on_checkpoint is None or time.monotonic() - last_saved < CHECKPOINT_SECONDS:
             return
         on_checkpoint(
             Checkpoint(
@@ -172,39 +208,63 @@ def fit(
                 training=copy.deepcopy(state.state_dict()),
                 metrics=list(metrics),
                 seconds=time.monotonic() - begin,
+                history=history,
+                released=max(len(metrics), resume.released if resume else 0),
             )
         )
         last_saved = time.monotonic()
 
-    total_epsilon = finite_or_none(plan.epsilon())
+    total_epsilon = finite_or_none(plan.epsilon()) if processes.rank == 0 else None
 
     def after_epoch(state: TrainingState) -> bool:
+        check_same(
+            processes,
+            bits_of([*state.model.state_dict().values(), *state.average.average.values()]),
+            "the processes came to different weights, so their machines compute differently; run on machines that are alike",
+        )
+        epsilon = _epsilon_so_far(plan, state.step, total_epsilon) if processes.rank == 0 else None
         row: dict[str, Any] = {
             "epoch": -(-state.step // plan.steps_per_epoch),
             "step": state.step,
-            "epsilon": _epsilon_so_far(plan, state.step, total_epsilon),
-            "test_accuracy": evaluate(head.classifier, test)[0],
-            "test_accuracy_ema": evaluate(head.classifier, test, state.average.average)[0],
+            "epsilon": epsilon,
+            "test_accuracy": evaluate(head.classifier, test, processes=processes)[0],
+            "test_accuracy_ema": evaluate(head.classifier, test, state.average.average, processes=processes)[0],
             "seconds": round(time.monotonic() - begin, 3),
         }
         if train_metrics:
             assert cached_train is not None
-            accuracy, loss = evaluate(head.classifier, cached_train)
+            accuracy, loss = evaluate(head.classifier, cached_train, processes=processes)
             row |= {"train_accuracy_not_private": accuracy, "train_loss_not_private": loss}
+        row = processes.share(row)
         metrics.append(row)
-        on_metrics(row)
+        if processes.rank == 0:
+            on_metrics(row)
         save(state)
         return plan.early_stop and _has_stalled([row["test_accuracy"] for row in metrics])
 
     save(state)
     stopped = plan.early_stop and _has_stalled([row["test_accuracy"] for row in metrics])
     engine = ENGINES[plan.engine]
-    ledger.record(train(state, rows, plan, key=key, engine=engine, after_epoch=after_epoch, stopped=stopped))
-    predictions = predicted_classes(head.classifier, test)
-    measured = None if validation is None else load(validation, "train")
-    accuracy = None
-    if measured is not None:
-        accuracy, entries = validation_accuracy(head.classifier, measured, plan, key)
+    ledger.record(
+        train(
+            state,
+            rows,
+            plan,
+            key=key,
+            engine=engine,
+            after_epoch=after_epoch,
+            stopped=stopped,
+            noise_key=noise_key(key, processes),
+            processes=processes,
+        )
+    )
+    predictions = predicted_classes(head.classifier, test, processes=processes)
+    accuracy, num_validation = None, None
+    if validation is not None:
+        num_validation = validation.num_rows("train")
+        accuracy, entries = validation_accuracy(
+            head.classifier, load("train", validation), plan, noise_key(key, processes), processes=processes
+        )
         for entry in entries:
             ledger.record(entry)
     average = state.average.average
@@ -214,12 +274,9 @@ def fit(
         average = folded(average, precondition)
         head.classifier.load_state_dict(folded(head.classifier.state_dict(), precondition))
         head = Head(normalizer, head.classifier)
-    return FitResult(
-        head=head,
-        average=average,
-        test_accuracy=metrics[-1]["test_accuracy"],
-        test_accuracy_ema=metrics[-1]["test_accuracy_ema"],
-        certificate=certify(
+    certificate = None
+    if processes.rank == 0:
+        certificate = certify(
             features,
             plan,
             ledger,
@@ -234,9 +291,16 @@ def fit(
                     else []
                 ),
             ],
-            num_validation=None if measured is None else len(measured.y),
+            num_validation=num_validation,
             assumptions=[*assumptions, *_assumed(plan, statistics)],
-        ),
+            history=history,
+        )
+    return FitResult(
+        head=head,
+        average=average,
+        test_accuracy=metrics[-1]["test_accuracy"],
+        test_accuracy_ema=metrics[-1]["test_accuracy_ema"],
+        certificate=processes.share(certificate),
         metrics=metrics,
         test_predictions=predictions,
         seconds=time.monotonic() - begin,
@@ -287,7 +351,9 @@ def context(
     device: torch.device | str,
     statistics: PublicStatistics | None = None,
 ) -> str:
-    """Everything that decides a run's numbers beside its key, rounding included."""
+    """Everything that decides a run's numbers beside its key, rounding included; but for the number of processes, which
+    :mod:`scatterdp.training.distributed` sees to.
+    """
     versions = {name: version(name) for name in ("scatterdp", "torch", "numpy", "scipy")}
     data = (features.dataset_fingerprint, features.extractor_fingerprint, features.dtype)
     given = () if statistics is None else (statistics.digest(),)

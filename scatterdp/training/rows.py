@@ -88,9 +88,15 @@ class FeatureRows:
 
 
 def normalized_blocks(
-    features: Features, split: Split, normalizer: nn.Module, *, device: torch.device | str
+    features: Features,
+    split: Split,
+    normalizer: nn.Module,
+    *,
+    device: torch.device | str,
+    first: int = 0,
+    stop: int | None = None,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """All rows of a split from first to last as training sees them: normalised, flattened, in the cache's own precision.
+    """Rows of a split, ``first`` to before ``stop``, as training sees them: normalised, flattened, in the cache's own precision.
 
     Yields:
         ``(start, values (b, D), squared_norms (b,))``, the latter float32, of the values as rounded.
@@ -98,7 +104,7 @@ def normalized_blocks(
     Raises:
         UserError: a row that is not finite after normalisation (float16 overflows at 65504).
     """
-    for start, block in features.iter_rows(split, 512):
+    for start, block in features.iter_rows(split, 512, first=first, stop=stop):
         values = normalized(block, normalizer, device=device, dtype=getattr(torch, features.dtype))
         with torch.no_grad():
             norms = values.float().square().sum(1)
@@ -123,21 +129,24 @@ def load_rows(
     *,
     device: torch.device | str = "cpu",
     physical_batch_size: int = DEFAULT_PHYSICAL_BATCH,
+    first: int = 0,
+    stop: int | None = None,
 ) -> FeatureRows:
-    """Read one split into memory, normalised, in the cache's own precision.
+    """Read one split into memory, normalised, in the cache's own precision; or its rows from ``first`` to before ``stop``.
 
     Memory: the split once, plus one block of 512 rows.
 
     Raises:
         UserError: a row that is not finite after normalisation (float16 overflows at 65504).
     """
-    rows, size = features.num_rows(split), int(np.prod(features.output_shape))
+    stop = features.num_rows(split) if stop is None else stop
+    rows, size = stop - first, int(np.prod(features.output_shape))
     x = torch.empty(rows, size, dtype=getattr(torch, features.dtype), device=device)
     squared_norms = torch.empty(rows, device=device)
-    for start, values, norms in normalized_blocks(features, split, normalizer, device=device):
-        x[start : start + len(values)] = values
-        squared_norms[start : start + len(values)] = norms
-    y = torch.from_numpy(features.labels(split)).to(device)
+    for start, values, norms in normalized_blocks(features, split, normalizer, device=device, first=first, stop=stop):
+        x[start - first : start - first + len(values)] = values
+        squared_norms[start - first : start - first + len(values)] = norms
+    y = torch.from_numpy(features.labels(split)[first:stop]).to(device)
     return FeatureRows(x, y, squared_norms, physical_batch_size)
 
 

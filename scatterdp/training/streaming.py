@@ -42,6 +42,7 @@ class StreamedRows:
         normalizer: applied to what is read.
         dtype: to which normalised rows are rounded.
         physical_batch_size: rows in a piece.
+        first: the reader's number of row 0.
     """
 
     reader: RowReader
@@ -50,6 +51,7 @@ class StreamedRows:
     normalizer: nn.Module
     dtype: torch.dtype
     physical_batch_size: int = DEFAULT_PHYSICAL_BATCH
+    first: int = 0
 
     def pieces(self, indices: np.ndarray, *, step: int) -> Iterator[Piece]:
         size = self.physical_batch_size
@@ -59,7 +61,7 @@ class StreamedRows:
         def read(number: int) -> Piece:
             nonlocal told
             while told < min(len(parts), number + 1 + _EXPECTED_AHEAD):
-                self.reader.expect(parts[told])
+                self.reader.expect(parts[told] + self.first)
                 told += 1
             return self._piece(parts[number])
 
@@ -77,7 +79,7 @@ class StreamedRows:
                     future.cancel()
 
     def _piece(self, rows: np.ndarray) -> Piece:
-        block = self.reader.read(rows)
+        block = self.reader.read(rows + self.first)
         x = torch.empty(len(block), int(np.prod(block.shape[1:])), device=self.y.device)
         # A few rows at a time stay in the processor's cache from one operation to the next.
         few = max(1, _FEW_BYTES // (4 * x.shape[1])) if x.device.type == "cpu" else len(block)
@@ -96,15 +98,19 @@ def open_rows(
     device: torch.device | str = "cpu",
     physical_batch_size: int = DEFAULT_PHYSICAL_BATCH,
     budget: int | None = None,
+    first: int = 0,
+    stop: int | None = None,
 ) -> FeatureRows | StreamedRows:
-    """One split's rows: in memory where they take at most ``budget`` bytes (None: any number), else streamed.
+    """One split's rows, ``first`` to before ``stop``: in memory where they take at most ``budget`` bytes (None: any number), else streamed.
 
     Raises:
         UserError: a row that is not finite after normalisation; no room on the disk for preconditioned rows.
     """
-    if budget is None or matrix_bytes(features, split) <= budget:
-        return load_rows(features, split, normalizer, device=device, physical_batch_size=physical_batch_size)
-    return stream_rows(features, split, normalizer, device=device, physical_batch_size=physical_batch_size)
+    stop = features.num_rows(split) if stop is None else stop
+    make = load_rows if budget is None or rows_bytes(features, stop - first) <= budget else stream_rows
+    return make(
+        features, split, normalizer, device=device, physical_batch_size=physical_batch_size, first=first, stop=stop
+    )
 
 
 def stream_rows(
@@ -114,36 +120,41 @@ def stream_rows(
     *,
     device: torch.device | str = "cpu",
     physical_batch_size: int = DEFAULT_PHYSICAL_BATCH,
+    first: int = 0,
+    stop: int | None = None,
 ) -> StreamedRows:
-    """Rows that stay on the disk. Reads the split once, for ``‖x‖²`` and to compare it with its digests.
+    """Rows that stay on the disk, ``first`` to before ``stop``. Reads them once, for ``‖x‖²`` and to compare them with their digests.
 
     Memory: labels and norms, 12 bytes a row, and a few pieces.
 
     Raises:
         UserError: as :func:`open_rows`.
     """
-    squared_norms = torch.empty(features.num_rows(split), device=device)
-    scratch = _Scratch(features, split) if any(isinstance(m, Precondition) for m in normalizer.modules()) else None
-    for start, values, norms in normalized_blocks(features, split, normalizer, device=device):
-        squared_norms[start : start + len(norms)] = norms
+    stop = features.num_rows(split) if stop is None else stop
+    squared_norms = torch.empty(stop - first, device=device)
+    preconditioned = any(isinstance(module, Precondition) for module in normalizer.modules())
+    scratch = _Scratch(features, stop - first) if preconditioned else None
+    for start, values, norms in normalized_blocks(features, split, normalizer, device=device, first=first, stop=stop):
+        squared_norms[start - first : start - first + len(norms)] = norms
         if scratch is not None:
             scratch.append(values)
     return StreamedRows(
         reader=features.row_reader(split) if scratch is None else scratch.reader(),
-        y=torch.from_numpy(features.labels(split)).to(device),
+        y=torch.from_numpy(features.labels(split)[first:stop]).to(device),
         squared_norms=squared_norms,
         normalizer=normalizer if scratch is None else nn.Identity(),
         dtype=getattr(torch, features.dtype),
         physical_batch_size=physical_batch_size,
+        first=first if scratch is None else 0,
     )
 
 
 class _Scratch:
     """Normalised rows in a file without a name."""
 
-    def __init__(self, features: Features, split: Split) -> None:
-        self._folder, self._size = features.path.parent, matrix_bytes(features, split)
-        self._rows, self._width = features.num_rows(split), int(np.prod(features.output_shape))
+    def __init__(self, features: Features, rows: int) -> None:
+        self._folder, self._size = features.path.parent, rows_bytes(features, rows)
+        self._rows, self._width = rows, int(np.prod(features.output_shape))
         self._dtype = np.dtype(features.dtype)
         free = shutil.disk_usage(self._folder).free
         if free < self._size:
@@ -177,7 +188,12 @@ class _Scratch:
 
 def matrix_bytes(features: Features, split: Split) -> int:
     """What a split's rows take in memory."""
-    return features.num_rows(split) * int(np.prod(features.output_shape)) * np.dtype(features.dtype).itemsize
+    return rows_bytes(features, features.num_rows(split))
+
+
+def rows_bytes(features: Features, rows: int) -> int:
+    """What so many rows take in memory."""
+    return rows * int(np.prod(features.output_shape)) * np.dtype(features.dtype).itemsize
 
 
 def default_budget(device: torch.device | str) -> int | None:

@@ -32,6 +32,7 @@ from scatterdp.errors import ConfigError
 from scatterdp.privacy.ledger import LedgerEntry
 from scatterdp.privacy.noise import gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.training.distributed import ONE, Processes
 from scatterdp.training.evaluation import evaluate
 from scatterdp.training.plan import TrainingPlan
 from scatterdp.training.rows import LabelledRows
@@ -122,17 +123,25 @@ class TrainingSubset:
         labels = self.whole.labels(split)
         return labels[self.rows] if split == "train" else labels
 
-    def iter_rows(self, split: Split, rows_per_block: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Blocks of at most ``rows_per_block`` rows, numbered from 0 without gaps."""
+    def iter_rows(
+        self, split: Split, rows_per_block: int, *, first: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Blocks of at most ``rows_per_block`` rows, numbered from 0 without gaps; those from ``first`` to before ``stop``."""
         if split != "train":
-            yield from self.whole.iter_rows(split, rows_per_block)
+            yield from self.whole.iter_rows(split, rows_per_block, first=first, stop=stop)
             return
-        start = 0
-        for first, block in self.whole.iter_rows(split, rows_per_block):
-            begin, end = np.searchsorted(self.rows, [first, first + len(block)])
-            if end > begin:
-                yield start, block[self.rows[begin:end] - first]
-                start += int(end - begin)
+        start, stop = first, len(self.rows) if stop is None else stop
+        if start >= stop:
+            return
+        rows = self.rows[first:stop]
+        whole_block = (
+            int(rows[0]) // rows_per_block * rows_per_block
+        )  # blocks of the whole, whichever part is asked for
+        for begin, block in self.whole.iter_rows(split, rows_per_block, first=whole_block, stop=int(rows[-1]) + 1):
+            wanted = rows[slice(*np.searchsorted(rows, [begin, begin + len(block)]))]
+            if len(wanted):
+                yield start, block[wanted - begin]
+                start += len(wanted)
 
     def row_reader(self, split: Split) -> RowReader:
         """Reads rows by their number among those that are seen."""
@@ -157,7 +166,7 @@ class _SubsetReader:
 
 
 def validation_accuracy(
-    classifier: nn.Module, rows: LabelledRows, plan: TrainingPlan, key: RandomKey
+    classifier: nn.Module, rows: LabelledRows, plan: TrainingPlan, key: RandomKey, *, processes: Processes = ONE
 ) -> tuple[float, list[LedgerEntry]]:
     """The accuracy on held-out rows and what it cost: with the plan's noise, or exact and without an entry.
 
@@ -166,11 +175,13 @@ def validation_accuracy(
         rows: the held-out examples.
         plan: says how much noise.
         key: the run's.
+        processes: each of which has a part of the held-out examples.
 
     Returns:
         The accuracy, which noise may take out of [0, 1], and its ledger entry, if it has one.
     """
-    accuracy, _ = evaluate(classifier, rows)
+    accuracy, _ = evaluate(classifier, rows, processes=processes)
+    count = sum(processes.gather(len(rows.y)))
     sigma = plan.validation_noise_multiplier
     if sigma is None:
         return accuracy, []
@@ -179,4 +190,4 @@ def validation_accuracy(
     )
     details = {"noise_multiplier": sigma, "sensitivity": 1.0, "noise_standard_deviation": sigma}
     entry = LedgerEntry("validation accuracy", dp_accounting.GaussianDpEvent(sigma), details)
-    return (round(accuracy * len(rows.y)) + float(noise)) / len(rows.y), [entry]
+    return (round(accuracy * count) + float(noise)) / count, [entry]

@@ -118,8 +118,8 @@ class TestRuns:
         for changed in (None, 50, 10):
 
             class Changed(TrainingSubset):
-                def iter_rows(self, split, rows_per_block, changed=changed):
-                    for start, block in self.whole.iter_rows(split, rows_per_block):
+                def iter_rows(self, split, rows_per_block, *, first=0, stop=None, changed=changed):
+                    for start, block in self.whole.iter_rows(split, rows_per_block, first=first, stop=stop):
                         block = block.copy()
                         if split == "train" and changed is not None and start <= changed < start + len(block):
                             block[changed - start] += 100
