@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -145,7 +146,8 @@ class TestLock:
             )
         assert refused.returncode == 1
         assert (
-            f"UserError: run_dir={folder.path}: another live process is running this run; wait for it" in refused.stderr
+            f"RunLockedError: run_dir={folder.path}: another live process is running this run; wait for it"
+            in refused.stderr
         )
         assert refused.stdout == ""
 
@@ -225,6 +227,17 @@ class TestWriting:
         folder.checkpoint.write_bytes(b"secret")
         folder.finish()
         assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("by_example", [True, False])
+def test_test_predictions_count_every_pair_and_name_examples_only_of_published_data(tmp_path, by_example):
+    predicted, labels = np.array([2, 0, 2, 2, 1]), np.array([2, 1, 2, 0, 1])
+    RunFolder(tmp_path).write_test_predictions(predicted, labels, by_example=by_example)
+    assert names(tmp_path) == ["test_predictions.npz"]
+    with np.load(tmp_path / "test_predictions.npz", allow_pickle=False) as stored:
+        assert stored["confusion"].tolist() == [[0, 2, 1], [1, 0, 1], [1, 1, 1], [2, 2, 2]]
+        assert ("predicted" in stored) == by_example
+        assert not by_example or stored["predicted"].tolist() == [2, 0, 2, 2, 1]
 
 
 def test_peak_memory_is_in_bytes():

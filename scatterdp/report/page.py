@@ -285,7 +285,11 @@ def _selection(sweep: Sweep) -> dict[str, Any]:
     for key in statements:
         value = sweep.selection.get(key)
         sentences += [str(part) for part in value] if isinstance(value, list) else [str(value)] if value else []
-    pairs = [(key.replace("_", " "), shown(value)) for key, value in sweep.selection.items() if key not in statements]
+    pairs = [
+        (key.replace("_", " "), rounded_up(value) if "epsilon" in key and _is_number(value) else shown(value))
+        for key, value in sweep.selection.items()
+        if key not in statements
+    ]
     if not sweep.selection:
         sentences = ["The sweep recorded no statement about it. It is not free: every run looked at the same data."]
     return {"name": sweep.name, "sentences": sentences, "pairs": pairs}
@@ -307,6 +311,7 @@ def _shared(runs: Sequence[Run]) -> str:
 
 def _results(runs: Sequence[Run], group_of: dict[str, _Group], identifiers: dict[str, str]) -> Table:
     titles = _columns_of_settings(runs)
+    validated = any(run.validation_accuracy is not None for run in runs)
     several = len({group.id for group in group_of.values()}) > 1
     told = [settings_of(run) for run in runs]
     numeric = {
@@ -317,6 +322,7 @@ def _results(runs: Sequence[Run], group_of: dict[str, _Group], identifiers: dict
         Column("ε"),
         Column("Test accuracy (%)"),
         Column("Averaged weights (%)"),
+        *([Column("Validation (%)")] if validated else []),
         *([Column("Data set", is_number=False)] if several else []),
         Column("Model", is_number=False),
         Column("Features", is_number=False),
@@ -332,6 +338,7 @@ def _results(runs: Sequence[Run], group_of: dict[str, _Group], identifiers: dict
             _epsilon_cell(run),
             _accuracy_cell(run.accuracy),
             _accuracy_cell(run.averaged_accuracy),
+            *([_accuracy_cell(run.validation_accuracy)] if validated else []),
             *([Cell(group.name)] if several else []),
             Cell(run.model),
             Cell(run.features),

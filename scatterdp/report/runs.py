@@ -90,6 +90,11 @@ class Run:
         return _number(self.summary.get("test_accuracy_ema"))
 
     @property
+    def validation_accuracy(self) -> float | None:
+        """On a part of the training data that was set aside, in [0, 1], with noise that the ledger counts; None: none was set aside."""
+        return _number(self.summary.get("validation_accuracy"))
+
+    @property
     def seconds(self) -> float | None:
         """Of training."""
         return _number(self.summary.get("seconds_train", self.summary.get("seconds_fit")))

@@ -69,7 +69,7 @@ class TestDryRun:
         assert [planned.config.epochs for planned in seen] == [2]
         assert [path.name for path in tmp_path.iterdir()] == ["small.toml"]
 
-    def test_the_probe_looks_at_no_example(self, run, monkeypatch):
+    def test_the_probe_looks_at_no_example(self, run, tmp_path, monkeypatch):
         from scatterdp.sweeps import sweep as sweeps
 
         load = sweeps.load_dataset
@@ -92,6 +92,7 @@ class TestDryRun:
                 measured.append(next(features.iter_rows("train", 9))[1]) or fit(features, *a, **k)
             ),
         )
+        (tmp_path / "small.toml").write_text(SMALL.replace('"BN"', '"none"').replace("bn_noise", "noise"))
         code, out, _ = run("small.toml", "--dry_run")
         assert code == 0
         assert re.search(r"about \d+ s on", out)

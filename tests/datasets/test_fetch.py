@@ -210,3 +210,24 @@ def test_the_real_data_sets(tmp_path: Path, name: str, shape: tuple[int, int, in
     second = load_dataset(name, data_dir=tmp_path, on_event=events.append)
     assert second.fingerprint == first.fingerprint
     assert events == [f"{name}: trying {tmp_path / name / name}.npz"]
+
+
+def test_local_only_reads_what_is_there_and_stores_nothing(data_dir: Path, tiny, write_files, fake_client) -> None:
+    made = tiny("mnist")
+    write_files(data_dir, made.idx_files(), compress=False)
+    before = sorted(data_dir.rglob("*"))
+    assert_is(load_dataset("mnist", data_dir=data_dir, local_only=True), made)
+    assert sorted(data_dir.rglob("*")) == before
+
+
+def test_local_only_asks_nobody(data_dir: Path, tiny, monkeypatch) -> None:
+    tiny("mnist")
+
+    def asked(*_arguments, **_options):
+        raise AssertionError("somebody was asked")
+
+    for name in ("download", "read_mirror"):
+        monkeypatch.setattr(fetch, name, asked)
+    with pytest.raises(DatasetError, match="local files: none in"):
+        load_dataset("mnist", data_dir=data_dir, local_only=True)
+    assert list(data_dir.iterdir()) == []

@@ -7,12 +7,13 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import dp_accounting
 import pytest
 
 from scatterdp.errors import UserError
 from scatterdp.linear.method import gaussian_entry
 from scatterdp.privacy.accounting import ADJACENCY
-from scatterdp.privacy.certificate import make_certificate
+from scatterdp.privacy.certificate import make_certificate, opening_of_statement
 from scatterdp.privacy.checking import check_certificate
 from scatterdp.privacy.ledger import Ledger, LedgerEntry
 from scatterdp.privacy.randomness import RandomKey
@@ -232,6 +233,14 @@ def test_an_unknown_event(honest):
     values["ledger"][0]["event"]["type"] = "LaplaceDpEvent"
     with pytest.raises(UserError, match=r"is damaged.*LaplaceDpEvent"):
         check_certificate(values)
+
+
+def test_logistic_regression_draws_no_batches_and_names_no_number_of_examples(honest):
+    bare = LedgerEntry("logistic regression without noise", dp_accounting.NonPrivateDpEvent())
+    changes = {"ledger": Ledger([bare]).to_json(), "sampler": {"kind": "none"}, "epsilon": None, "private": False}
+    changes |= {"epsilon_by_accountant": dict.fromkeys(honest["epsilon_by_accountant"])}
+    values = honest | changes | {"statement": opening_of_statement(None, 1e-5)}
+    assert check_certificate(values).disagreements == []
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.container import ErrorbarContainer
+from matplotlib.patches import Rectangle
 
 from scatterdp.report.curves import plot_accuracy, plot_spending, plot_training
 from scatterdp.report.drawing import ACCENT, MUTED, SERIES
@@ -50,8 +52,9 @@ class TestAccuracy:
         assert x == pytest.approx([runs[0].epsilon])
         assert y == pytest.approx([statistics.fmean(accuracies)])
         dots = drawing.figure.axes[0].lines[0]
-        assert list(dots.get_ydata()) == pytest.approx(accuracies)
+        assert np.asarray(dots.get_ydata()).tolist() == pytest.approx(accuracies)
         (bars,) = drawing.figure.axes[0].containers
+        assert isinstance(bars, ErrorbarContainer)
         low, high = bars.lines[2][0].get_segments()[0][:, 1]
         assert high - low == pytest.approx(2 * statistics.stdev(accuracies))
         assert f"{statistics.fmean(accuracies):.1f} % at ε = {runs[0].epsilon:.2f}" in drawing.alt
@@ -119,7 +122,7 @@ class TestTraining:
         assert y == pytest.approx(100 * np.mean(rows, axis=0))
         assert drawing is not None
         (below,) = drawing.figure.axes[1].lines
-        assert list(below.get_ydata()) == [row["epsilon"] for row in runs[0].metrics]
+        assert np.asarray(below.get_ydata()).tolist() == [row["epsilon"] for row in runs[0].metrics]
 
     def test_runs_of_different_length_are_drawn_as_far_as_all_go(self, runs):
         shorter = dataclasses.replace(runs[1], metrics=runs[1].metrics[:1])
@@ -135,11 +138,10 @@ class TestSpending:
     def test_a_bar_a_mechanism(self, runs):
         drawing = plot_spending(runs, dataset="digits")
         assert drawing is not None
-        widths = [bar.get_width() for bar in drawing.figure.axes[0].patches if bar.get_width()]
+        bars = [bar for bar in drawing.figure.axes[0].patches if isinstance(bar, Rectangle) and bar.get_width()]
+        widths = [bar.get_width() for bar in bars]
         assert widths == pytest.approx([part.epsilon for part in spending(runs[0].certificate)])
-        assert [bar.get_facecolor() for bar in drawing.figure.axes[0].patches if bar.get_width()][-1] == pytest.approx(
-            [int(ACCENT[i : i + 2], 16) / 255 for i in (1, 3, 5)] + [1]
-        )
+        assert bars[-1].get_facecolor() == pytest.approx([int(ACCENT[i : i + 2], 16) / 255 for i in (1, 3, 5)] + [1])
         for part in spending(runs[0].certificate):
             assert f"{part.epsilon:.2f}" in drawing.alt
 

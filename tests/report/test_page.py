@@ -143,6 +143,10 @@ def test_commands(page):
     assert "--seed=0" in page.text
 
 
+def test_a_column_that_nobody_fills_is_left_out(page):
+    assert "Validation (%)" not in page.text
+
+
 def test_what_would_undo_the_guarantee_is_kept_back(page):
     for seed in ("987654321", "13572468"):
         assert seed not in page.markup
@@ -172,18 +176,22 @@ def test_means_over_seeds(page, finished_runs):
 def test_a_sweeps_failed_runs_and_the_cost_of_selection(finished_runs, tmp_path):
     sweep = tmp_path / "sweep"
     shutil.copytree(finished_runs / "own", sweep / "runs" / "a")
+    summary = json.loads((sweep / "runs" / "a" / "summary.json").read_text())
+    (sweep / "runs" / "a" / "summary.json").write_text(json.dumps(summary | {"validation_accuracy": 0.87654}))
     record = {
         "runs": [
             {"name": "a", "state": "done", "run_dir": "runs/a"},
             {"name": "b<b>", "state": "failed", "error": "<script>x</script>", "run_dir": "runs/b"},
         ],
-        "selection": {"statement": "Selection costs ε = 5.5.", "runs": 2, "epsilon": 5.5},
+        "selection": {"statement": "Selection costs ε = 5.5.", "runs": 2, "epsilon": 5.50001},
     }
     (sweep / "sweep.json").write_text(json.dumps(record))
     write_report(find_runs([sweep]), tmp_path / "r.html")
     page = Page(tmp_path / "r.html")
     assert "Selection costs ε = 5.5." in page.text
-    assert "epsilon 5.5" in page.text
+    assert "epsilon 5.5001" in page.text
+    assert "Validation (%)" in page.text
+    assert "87.65" in page.text
     assert "it failed: <script>x</script>" in page.text
     assert "b<b>" in page.text
     assert len(page.all("script")) == 1

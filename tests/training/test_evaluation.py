@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from scatterdp.training.evaluation import evaluate
+from scatterdp.training.evaluation import evaluate, predicted_classes
 from scatterdp.training.rows import FeatureRows
 
 
@@ -62,3 +62,11 @@ def test_leaves_no_gradients():
     classifier, rows = make()
     evaluate(classifier, rows)
     assert classifier.weight.grad is None
+
+
+@pytest.mark.parametrize("physical_batch_size", [1, 10, 1000])
+def test_predicted_classes_are_those_of_the_accuracy(physical_batch_size):
+    classifier, rows = make(physical_batch_size=physical_batch_size)
+    predicted = predicted_classes(classifier, rows)
+    assert predicted.tolist() == classifier(rows.x).argmax(1).tolist()
+    assert (predicted == rows.y.numpy()).mean() == evaluate(classifier, rows)[0]
