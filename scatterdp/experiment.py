@@ -338,7 +338,7 @@ def _fit(
             extractor=extractor,
             key=key,
             device=device,
-            memory_budget=_memory_budget(config, features, device),
+            memory_budget=_memory_budget(config, features, device, processes.size),
             physical_batch_size=config.mini_batch_size or DEFAULT_PHYSICAL_BATCH,
             published_data=published_data,
             train_metrics=config.train_metrics,
@@ -350,13 +350,13 @@ def _fit(
         )
 
 
-def _memory_budget(config: TrainingConfig, features: Features, device: torch.device) -> int | None:
+def _memory_budget(config: TrainingConfig, features: Features, device: torch.device, processes: int) -> int | None:
     """Bytes that rows may take; says so where they are more."""
     if config.memory_budget is not None:
         budget = bytes_of(config.memory_budget, argument="memory_budget")
     else:
-        budget = default_budget(device)
-    rows = sum(matrix_bytes(features, split) for split in SPLITS)
+        budget = default_budget(device, processes)
+    rows = sum(matrix_bytes(features, split) for split in SPLITS) // processes
     if budget is not None and rows > budget:
         say(
             f"memory: {rows / 1e9:.2f} GB of features, a budget of {budget / 1e9:.2f} GB: batches are read from the disk"

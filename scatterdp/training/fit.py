@@ -151,9 +151,7 @@ def fit(
     if resume is not None:
         state.load_state_dict(resume.training)
 
-    budget = memory_budget
-    if budget is None and (free := default_budget(device)) is not None:
-        budget = free // processes.size  # of one machine, as far as this process knows
+    budget = default_budget(device, processes.size) if memory_budget is None else memory_budget
 
     def load(split: Split, source: Features = features) -> FeatureRows | StreamedRows:
         nonlocal budget

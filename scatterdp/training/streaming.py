@@ -196,12 +196,17 @@ def rows_bytes(features: Features, rows: int) -> int:
     return rows * int(np.prod(features.output_shape)) * np.dtype(features.dtype).itemsize
 
 
-def default_budget(device: torch.device | str) -> int | None:
-    """Half of the memory that is free where rows are kept; None where the system does not say."""
+def default_budget(device: torch.device | str, processes: int = 1) -> int | None:
+    """This process's share of half the memory that is free where rows are kept; None where the system does not say.
+
+    Args:
+        device: where they are kept.
+        processes: that share the memory, of one machine as far as anyone knows.
+    """
     device = torch.device(device)
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 2
+        return torch.cuda.mem_get_info(device)[0] // 2  # each process has a device of its own
     free = available_memory()
     if free is None and hasattr(os, "sysconf"):
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return None if free is None else free // 2
+    return None if free is None else free // 2 // processes
