@@ -37,7 +37,7 @@ from scatterdp.training.preconditioning import folded, synthetic_precondition
 from scatterdp.training.result import FitResult, certify
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, AugmentedRows, FeatureRows, Rows
 from scatterdp.training.streaming import StreamedRows, default_budget, open_rows, rows_bytes
-from scatterdp.training.validation import validation_accuracy
+from scatterdp.training.validation import TrainingSubset, validation_accuracy
 
 CHECKPOINT_SECONDS = 5.0
 _PATIENCE = 5  # epochs without a better test accuracy
@@ -103,6 +103,7 @@ def fit(
         physical_batch_size=physical_batch_size,
         device=device if processes.size == 1 else torch.device(device).type,  # each has a device of its own
         statistics=statistics,
+        validation=validation,
     )
     check_same(processes, here, "the processes have different data, settings or versions; give all of them the same")
     resume = processes.share(resume)
@@ -348,6 +349,7 @@ def context(
     physical_batch_size: int,
     device: torch.device | str,
     statistics: PublicStatistics | None = None,
+    validation: Features | None = None,
 ) -> str:
     """Everything that decides a run's numbers beside its key, rounding included; but for the number of processes, which
     :mod:`scatterdp.training.distributed` sees to.
@@ -355,7 +357,20 @@ def context(
     versions = {name: version(name) for name in ("scatterdp", "torch", "numpy", "scipy")}
     data = (features.dataset_fingerprint, features.extractor_fingerprint, features.dtype)
     given = () if statistics is None else (statistics.digest(),)
-    return repr((data, plan, augmented, physical_batch_size, str(device), versions, *given))
+    # Other rows of one data set are other data: folds of one size must not share their noise.
+    rows = (
+        ()
+        if validation is None and not isinstance(features, TrainingSubset)
+        else (_rows_of(features), _rows_of(validation))
+    )
+    return repr((data, plan, augmented, physical_batch_size, str(device), versions, *given, *rows))
+
+
+def _rows_of(features: Features | None) -> tuple[str, ...]:
+    """Which training rows these are."""
+    if features is None:
+        return ()
+    return features.dataset_fingerprint, features.digest() if isinstance(features, TrainingSubset) else "all"
 
 
 def _assumed(plan: TrainingPlan, statistics: PublicStatistics | None) -> list[str]:

@@ -76,6 +76,10 @@ class TrainingSubset:
     whole: Features
     rows: np.ndarray
 
+    def digest(self) -> str:
+        """SHA-256 of the row numbers; with the data set's fingerprint it says whose features these are."""
+        return hashlib.sha256(np.ascontiguousarray(self.rows, "<i8").tobytes()).hexdigest()
+
     @property
     def path(self) -> Path:
         return self.whole.path

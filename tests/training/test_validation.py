@@ -17,7 +17,7 @@ from scatterdp.errors import ConfigError, UserError
 from scatterdp.privacy.checking import check_certificate
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.evaluation import evaluate
-from scatterdp.training.fit import fit
+from scatterdp.training.fit import context, fit
 from scatterdp.training.plan import TrainingPlan
 from scatterdp.training.rows import FeatureRows
 from scatterdp.training.validation import TrainingSubset, held_out_rows, validation_accuracy
@@ -136,6 +136,23 @@ class TestRuns:
             results.append(result.head.classifier.state_dict()["weight"])
         assert torch.equal(results[0], results[1])
         assert not torch.equal(results[0], results[2])
+
+    def test_other_rows_are_other_data(self, small_features):
+        """Two folds of one size under one seed: their noise must not cancel."""
+
+        def here(trained, validated):
+            return context(
+                TrainingSubset(small_features, np.arange(*trained)),
+                PLAN,
+                augmented=False,
+                physical_batch_size=8,
+                device="cpu",
+                validation=None if validated is None else TrainingSubset(small_features, np.arange(*validated)),
+            )
+
+        folds = [((0, 40), (40, 60)), ((20, 60), (0, 20)), ((0, 40), (45, 60)), ((0, 40), None)]
+        assert len({here(*fold) for fold in folds}) == len(folds)
+        assert here(*folds[0]) == here(*folds[0])
 
     def test_noise_without_examples_to_validate_on_is_refused(self, small_features, small_extractor):
         plan = dataclasses.replace(PLAN, num_examples=60, batch_size=60, validation_noise_multiplier=1.0)
