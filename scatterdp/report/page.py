@@ -245,7 +245,7 @@ def _highlight(group: _Group) -> str:
     for setting in same_but_for_seed(group.runs):
         if setting.mean is None or setting.epsilon is None:
             continue
-        at = f"{setting.epsilon:.2f}"
+        at = _up(setting.epsilon, 2)
         if at not in best or setting.mean > best[at].mean:
             best[at] = setting
     told = [
@@ -418,7 +418,16 @@ def _epsilon_cell(run: Run) -> Cell:
     """ε to three decimals, never below what was computed."""
     if run.epsilon is None:
         return Cell("∞", 1e308, "not private")
-    return Cell(f"{math.ceil(run.epsilon * 1e3 - 1e-9) / 1e3:.3f}", run.epsilon)
+    return Cell(_up(run.epsilon, 3), run.epsilon)
+
+
+def _up(epsilon: float, decimals: int) -> str:
+    """ε to so many decimals, never below what was computed.
+
+    >>> _up(3.0001, 2), _up(2.9996, 3), _up(3.0, 2)
+    ('3.01', '3.000', '3.00')
+    """
+    return f"{math.ceil(epsilon * 10**decimals - 1e-9) / 10**decimals:.{decimals}f}"
 
 
 def _accuracy_cell(accuracy: float | None) -> Cell:
@@ -471,7 +480,7 @@ def _run_for_page(run: Run, identifier: str) -> dict[str, Any]:
         "spending": [
             (
                 "all together" if part.mechanism == TOGETHER else f"{part.mechanism} alone",
-                "∞" if part.epsilon is None else f"{part.epsilon:.4f}",
+                "∞" if part.epsilon is None else rounded_up(part.epsilon),
             )
             for part in spending(run.certificate)
         ],
@@ -537,6 +546,8 @@ def _metric(name: str, value: Any) -> str:
         return shown(value)
     if "accuracy" in name:
         return f"{100 * value:.2f}"
+    if name == "epsilon":
+        return _up(value, 3)
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 

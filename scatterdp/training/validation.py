@@ -1,7 +1,8 @@
 """Private examples kept out of training, and the accuracy on them.
 
 **Formal guarantee.** Whether an example is held out depends on a public rule and on the example alone, so adding or removing one moves no other: the
-neighbouring data sets stay those that differ by one example, which is in one of the two parts. The numbers of both parts are public, as N is. On the
+neighbouring data sets stay those that differ by one example, which is in one of the two parts. The numbers of both parts are public, as N is: more than N
+alone, since they tell in which part an otherwise unknown example is (:data:`LIMITS_OF_HOLDING_OUT`, which the certificate says). On the
 held-out part the number of right answers changes by at most 1 with one example: with Gaussian noise of standard deviation σ it is the
 Gaussian mechanism of noise multiplier σ, an entry of the ledger. Without noise it is outside the guarantee, and so is every choice that is made by it.
 
@@ -38,6 +39,11 @@ from scatterdp.training.plan import TrainingPlan
 from scatterdp.training.rows import LabelledRows
 
 HELD_OUT_RULE = "SHA-256 of 'scatterdp validation' and the image's bytes, its first 8 bytes as a little-endian number below share·2⁶⁴"
+LIMITS_OF_HOLDING_OUT = (
+    "How many examples were trained on and how many were held out are two public numbers, beside which the rule of holding out is public: someone who "
+    "knows all examples but one learns from them, exactly, which part the last one is in. Sample rate, divisors and noise are computed from them and stay "
+    "as they are for the neighbour; so one example in place of another is not covered as two changes unless both are in the same part.",
+)
 _RULE = hashlib.sha256(b"scatterdp validation")
 
 

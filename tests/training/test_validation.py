@@ -181,6 +181,7 @@ class TestRuns:
         names = [entry["name"] for entry in certificate["ledger"]]
         assert certificate["data"]["num_train"] == 1437 - 145
         assert certificate["data"]["num_validation"] == 145
+        assert any("two public numbers" in limit for limit in certificate["limits"])
         assert check_certificate(certificate).disagreements == []
         if noise is None:
             assert names == ["training"]
