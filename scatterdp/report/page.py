@@ -217,7 +217,7 @@ def _render(found: Found, groups: list[_Group], folder: str) -> str:
         subtitle=f"{len(found.runs)} run{_s(found.runs)} on {len(groups)} data set{_s(groups)}"
         + (f", {len(found.without_result)} without a result" if found.without_result else ""),
         highlights=[line for group in groups for line in [_highlight(group)] if line],
-        cautions=_cautions(found.runs, groups),
+        cautions=_cautions(found, groups),
         sweeps=[_selection(sweep) for sweep in found.sweeps],
         shared=_shared(found.runs),
         results=_results(found.runs, group_of, identifiers),
@@ -257,8 +257,13 @@ def _highlight(group: _Group) -> str:
     return f"{group.name}: {', '.join(told[:6])}{', …' if len(told) > 6 else ''}"
 
 
-def _cautions(runs: Sequence[Run], groups: Sequence[_Group]) -> list[str]:
-    told = []
+def _cautions(found: Found, groups: Sequence[_Group]) -> list[str]:
+    runs, told = found.runs, []
+    if any(sweep.selection.get("scheme") == "random" for sweep in found.sweeps):
+        told.append(
+            "A private page: it shows the runs of a random search, whose number is a secret. Against whoever reads it only the composition of all runs "
+            "counts; publish what best.json says, and nothing else of the search."
+        )
     if several := [group for group in groups if len(group.runs) > 1]:
         counted = ", ".join(f"{len(group.runs)} of {group.name}" for group in several)
         told.append(

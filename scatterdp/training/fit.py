@@ -23,14 +23,13 @@ from scatterdp.training.checkpoint import Checkpoint
 from scatterdp.training.distributed import (
     Processes,
     RowsOfProcess,
-    bits_of,
     check_same,
     noise_key,
     only_process,
     part_of,
 )
 from scatterdp.training.evaluation import evaluate, predicted_classes
-from scatterdp.training.loop import TrainingState, train
+from scatterdp.training.loop import TrainingState, check_same_weights, train
 from scatterdp.training.normalization import PublicStatistics, release_normalizer, restore_normalizer
 from scatterdp.training.plan import TrainingPlan
 from scatterdp.training.preconditioning import folded, synthetic_precondition
@@ -216,11 +215,7 @@ def fit(
     total_epsilon = finite_or_none(plan.epsilon()) if processes.rank == 0 else None
 
     def after_epoch(state: TrainingState) -> bool:
-        check_same(
-            processes,
-            bits_of([*state.model.state_dict().values(), *state.average.average.values()]),
-            "the processes came to different weights, so their machines compute differently; run on machines that are alike",
-        )
+        check_same_weights(processes, state)
         epsilon = _epsilon_so_far(plan, state.step, total_epsilon) if processes.rank == 0 else None
         row: dict[str, Any] = {
             "epoch": -(-state.step // plan.steps_per_epoch),
