@@ -112,6 +112,9 @@ def fit(
             "resume: data, settings, device or versions are not those that the run began with; its noise must not be used "
             "for anything else: restore them, or start a new run"
         )
+    threads = tuple(processes.gather(torch.get_num_threads()))
+    if resume is not None:
+        resume.check_threads(threads)
     history = ((0, processes.size),) if resume is None else resume.history_with(processes.size)
     begin = time.monotonic() - (resume.seconds if resume else 0.0)
     if resume is None:
@@ -208,6 +211,7 @@ def fit(
                 seconds=time.monotonic() - begin,
                 history=history,
                 released=max(len(metrics), resume.released if resume else 0),
+                threads=threads,
             )
         )
         last_saved = time.monotonic()
@@ -347,7 +351,7 @@ def context(
     validation: Features | None = None,
 ) -> str:
     """Everything that decides a run's numbers beside its key, rounding included; but for the number of processes, which
-    :mod:`scatterdp.training.distributed` sees to.
+    :mod:`scatterdp.training.distributed` sees to, and of threads, which the checkpoint does.
     """
     versions = {name: version(name) for name in ("scatterdp", "torch", "numpy", "scipy")}
     data = (features.dataset_fingerprint, features.extractor_fingerprint, features.dtype)
