@@ -31,7 +31,7 @@ from scatterdp.cache import Features, RowReader, Split
 from scatterdp.datasets import Dataset
 from scatterdp.errors import ConfigError
 from scatterdp.privacy.ledger import LedgerEntry
-from scatterdp.privacy.noise import gaussian_noise
+from scatterdp.privacy.noise import noisy_count
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.distributed import ONE, Processes
 from scatterdp.training.evaluation import evaluate
@@ -195,9 +195,9 @@ def validation_accuracy(
     sigma = plan.validation_noise_multiplier
     if sigma is None:
         return accuracy, []
-    noise = gaussian_noise(
-        (1,), noise_multiplier=sigma, sensitivity=1.0, key=key, purpose="validation accuracy", counter=0
+    right = noisy_count(
+        round(accuracy * count), noise_multiplier=sigma, key=key, purpose="validation accuracy", counter=0
     )
     details = {"noise_multiplier": sigma, "sensitivity": 1.0, "noise_standard_deviation": sigma}
     entry = LedgerEntry("validation accuracy", dp_accounting.GaussianDpEvent(sigma), details)
-    return (round(accuracy * count) + float(noise)) / count, [entry]
+    return right / count, [entry]

@@ -109,6 +109,16 @@ class TestValidationAccuracy:
         # Standard deviation within 4 standard errors; ⅔σ and 1.5σ are 13 and more away.
         assert abs(np.std(found) / sigma - 1) < 4 / (2 * 2000) ** 0.5
 
+    def test_its_last_digits_do_not_tell_the_number_of_right_answers(self):
+        """Of a count with floating-point noise, often only one whole number leaves a floating-point number (Mironov 2012)."""
+        classifier, rows = self.rows()
+        plan = dataclasses.replace(PLAN, validation_noise_multiplier=5.0)
+        for seed in range(200):
+            accuracy, _ = validation_accuracy(classifier, rows, plan, RandomKey.from_seed(seed))
+            noisy = np.round(accuracy * len(rows.y) * 2.0**40) / 2.0**40  # what the division took away, given back
+            left = noisy - np.arange(len(rows.y) + 1)
+            assert (left.astype(np.float32) == left).all()
+
 
 class TestRuns:
     def test_nobody_who_is_held_out_is_trained_on(self, small_features, small_extractor):
