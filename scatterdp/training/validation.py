@@ -147,11 +147,17 @@ class TrainingSubset:
         whole_block = (
             int(rows[0]) // rows_per_block * rows_per_block
         )  # blocks of the whole, whichever part is asked for
+        # Blocks of its own rows, full but for the last: what is summed by blocks is the same however the rows are dealt out.
+        pieces: list[np.ndarray] = []
         for begin, block in self.whole.iter_rows(split, rows_per_block, first=whole_block, stop=int(rows[-1]) + 1):
             wanted = rows[slice(*np.searchsorted(rows, [begin, begin + len(block)]))]
-            if len(wanted):
-                yield start, block[wanted - begin]
-                start += len(wanted)
+            pieces.append(block[wanted - begin])
+            if sum(map(len, pieces)) >= rows_per_block:
+                joined = np.concatenate(pieces)
+                yield start, joined[:rows_per_block]
+                start, pieces = start + rows_per_block, [joined[rows_per_block:]]
+        if start < stop:
+            yield start, np.concatenate(pieces)
 
     def row_reader(self, split: Split) -> RowReader:
         """Reads rows by their number among those that are seen."""

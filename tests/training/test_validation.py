@@ -81,6 +81,17 @@ class TestTrainingSubset:
         assert subset.num_rows("test") == 24
         np.testing.assert_array_equal(subset.labels("test"), small_features.labels("test"))
 
+    @pytest.mark.parametrize("block", [1, 4, 16])
+    def test_parts_have_the_blocks_of_the_whole(self, small_features, block):
+        """So that statistics are the same sum, to the bit, for every number of processes."""
+        subset = TrainingSubset(small_features, np.flatnonzero(np.arange(60) % 3))
+        whole = list(subset.iter_rows("train", block))
+        assert [len(values) for _, values in whole] == [block] * (40 // block) + [40 % block] * (40 % block > 0)
+        parts = [*subset.iter_rows("train", block, stop=16), *subset.iter_rows("train", block, first=16)]
+        assert [start for start, _ in parts] == [start for start, _ in whole]
+        for (_, part), (_, values) in zip(parts, whole, strict=True):
+            np.testing.assert_array_equal(part, values)
+
 
 class TestValidationAccuracy:
     def rows(self, count: int = 50) -> tuple[torch.nn.Module, FeatureRows]:
