@@ -153,7 +153,7 @@ def release_channel_statistics(
     noise_multiplier: float,
     key: RandomKey,
     selection: PoissonSelection | None = None,
-    first: int = 0,
+    rows: range | None = None,
     of_all: Callable[[Iterator[Tensor]], Iterable[Tensor]] = lambda sums: sums,
 ) -> tuple[ChannelStatistics, LedgerEntry]:
     """Channel means and variances of private features, and what they cost.
@@ -165,7 +165,7 @@ def release_channel_statistics(
         noise_multiplier: σ of each of the two releases.
         key: the run's key.
         selection: samples the examples whose statistics are released; None for all.
-        first: the number of the blocks' first row among all examples.
+        rows: which examples ``blocks`` hold; None: all.
         of_all: where ``blocks`` are only this process's: from the sums of its blocks to those of all processes' blocks, in the rows' order.
             Added one by one, they give the very sum of a single process, and with it the very same release.
 
@@ -175,7 +175,7 @@ def release_channel_statistics(
     if selection is not None:
         if selection.num_examples != num_examples:
             raise ValueError(f"num_examples={num_examples}: the selection samples from {selection.num_examples}")
-        blocks = _sampled(blocks, selection, key, first)
+        blocks = _sampled(blocks, selection, key, range(num_examples) if rows is None else rows)
     divisor = num_examples if selection is None else selection.batch_size
     total = torch.zeros(2, *bounds.scale.shape, dtype=torch.float64)
     for sums in of_all(_sums_of_blocks(blocks, bounds)):
@@ -215,17 +215,18 @@ def release_channel_statistics(
     return statistics, LedgerEntry("channel statistics", statistics_event(noise_multiplier, rate), details)
 
 
-def _sampled(blocks: Iterable[Tensor], selection: PoissonSelection, key: RandomKey, first: int) -> Iterator[Tensor]:
-    """The rows that the selection takes, of blocks of successive rows from ``first`` on."""
+def _sampled(blocks: Iterable[Tensor], selection: PoissonSelection, key: RandomKey, rows: range) -> Iterator[Tensor]:
+    """The rows that the selection takes, of blocks that hold ``rows``."""
     # A key of its own: the first batch of training must not be told by who is in this sample.
     chosen = torch.from_numpy(selection.indices(0, key.bound_to("sample for channel statistics")))
+    first = rows.start
     for block in blocks:
         here = chosen[(chosen >= first) & (chosen < first + len(block))]
         if len(here):
             yield block[here - first]
         first += len(block)
-    if first > selection.num_examples:
-        raise ValueError(f"{first} rows, expected the {selection.num_examples} that the sample is of")
+    if first != rows.stop:
+        raise ValueError(f"{first} rows, expected the {rows.stop} that the sample is of")
 
 
 def _sums_of_blocks(blocks: Iterable[Tensor], bounds: StatisticsBounds) -> Iterator[Tensor]:

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from scatterdp.cache import Features, Split
+from scatterdp.cache import Features
 from scatterdp.engines import ENGINES, check_by_example
 from scatterdp.errors import UserError
 from scatterdp.extractors.base import Extractor
 from scatterdp.heads import Head, Precondition, make_classifier
-from scatterdp.privacy.ledger import Ledger, finite_or_none
+from scatterdp.privacy.ledger import Ledger, LedgerEntry, finite_or_none
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.checkpoint import Checkpoint
 from scatterdp.training.distributed import (
@@ -29,13 +29,13 @@ from scatterdp.training.distributed import (
     part_of,
 )
 from scatterdp.training.evaluation import evaluate, predicted_classes
+from scatterdp.training.loading import RowLoader
 from scatterdp.training.loop import TrainingState, check_same_weights, train
 from scatterdp.training.normalization import PublicStatistics, release_normalizer, restore_normalizer
 from scatterdp.training.plan import TrainingPlan
 from scatterdp.training.preconditioning import folded, synthetic_precondition
 from scatterdp.training.result import FitResult, certify
-from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, AugmentedRows, FeatureRows, Rows
-from scatterdp.training.streaming import StreamedRows, default_budget, open_rows, rows_bytes
+from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, AugmentedRows, LabelledRows, Rows
 from scatterdp.training.validation import TrainingSubset, validation_accuracy
 
 CHECKPOINT_SECONDS = 5.0
@@ -120,70 +120,34 @@ def fit(
     if resume is None:
         shared: RandomKey = processes.share(key or RandomKey.from_system())
         key = shared.bound_to(here)
-        normalizer, entries = release_normalizer(
-            features, plan, extractor=extractor, key=key, statistics=statistics, processes=processes
-        )
-        if plan.precondition and processes.rank == 0:
-            scale = synthetic_precondition(
-                extractor,
-                normalizer,
-                directions=plan.precondition,
-                power=plan.precondition_power,
-                keep_length=plan.head != "linear",
-            )
-            normalizer = nn.Sequential(normalizer, scale)
-        # What is computed in floating point is computed once: machines may differ in the last bit.
-        computed = processes.share(normalizer.state_dict())
-        if processes.rank > 0:
-            normalizer = _restored(features, plan, computed)
+        normalizer, entries = _released(features, plan, extractor, key, statistics, processes)
         ledger = Ledger(entries)
-        metrics: list[dict[str, Any]] = []
     else:
         key = resume.key
         normalizer = _restored(features, plan, resume.normalizer)
         ledger = Ledger.from_json(resume.ledger)
-        metrics = list(resume.metrics)
-    initial = int(key.words("initial weights", counter=0, count=1)[0] >> np.uint64(1))
-    classifier = make_classifier(plan.head, features.output_shape, len(features.class_names), seed=initial)
-    if plan.engine != "linear":
-        made_up = torch.randn(2, int(np.prod(features.output_shape)), generator=torch.Generator().manual_seed(0))
-        check_by_example(classifier, made_up)
-    classifier.load_state_dict(processes.share(classifier.state_dict()))
-    head = Head(normalizer, classifier).to(device).eval()
+    head = Head(normalizer, _first_classifier(features, plan, key, processes)).to(device).eval()
     state = TrainingState.begin(head.classifier, plan)
     if resume is not None:
         state.load_state_dict(resume.training)
 
-    budget = default_budget(device, processes.size) if memory_budget is None else memory_budget
-
-    def load(split: Split, source: Features = features) -> FeatureRows | StreamedRows:
-        nonlocal budget
-        first, stop = part_of(source.num_rows(split), processes.rank, processes.size)
-        rows = open_rows(
-            source,
-            split,
-            head.normalizer,
-            device=device,
-            physical_batch_size=physical_batch_size,
-            budget=budget,
-            first=first,
-            stop=stop,
-        )
-        if budget is not None and isinstance(rows, FeatureRows):
-            budget -= rows_bytes(source, stop - first)
-        return rows
-
-    test = load("test")
-    cached_train = load("train") if augmented_images is None or train_metrics else None
+    load = RowLoader(
+        head.normalizer,
+        device=device,
+        physical_batch_size=physical_batch_size,
+        budget=memory_budget,
+        processes=processes,
+    )
+    test = load(features, "test")
+    cached_train = load(features, "train") if augmented_images is None or train_metrics else None
     rows: Rows
     if augmented_images is None:
         assert cached_train is not None
         rows = cached_train
     else:
-        labels = torch.from_numpy(features.labels("train")).to(device)
         rows = AugmentedRows(
             images=augmented_images,
-            y=labels,
+            y=torch.from_numpy(features.labels("train")).to(device),
             extractor=extractor.to(device),
             normalizer=head.normalizer,
             key=key,
@@ -194,84 +158,57 @@ def fit(
         first, stop = part_of(plan.num_examples, processes.rank, processes.size)
         rows = RowsOfProcess(rows, first, stop, begin=first if augmented_images is None else 0)
 
-    last_saved = -CHECKPOINT_SECONDS
-
-    def save(state: TrainingState) -> None:
-        nonlocal last_saved
-        if processes.rank > 0 or on_checkpoint is None or time.monotonic() - last_saved < CHECKPOINT_SECONDS:
-            return
-        on_checkpoint(
-            Checkpoint(
-                key=key,
-                context=here,
-                normalizer=copy.deepcopy(head.normalizer.state_dict()),
-                ledger=ledger.to_json(),
-                training=copy.deepcopy(state.state_dict()),
-                metrics=list(metrics),
-                seconds=time.monotonic() - begin,
-                history=history,
-                released=max(len(metrics), resume.released if resume else 0),
-                threads=threads,
-            )
+    def checkpoint(metrics: list[dict[str, Any]]) -> Checkpoint:
+        return Checkpoint(
+            key=key,
+            context=here,
+            normalizer=copy.deepcopy(head.normalizer.state_dict()),
+            ledger=ledger.to_json(),
+            training=copy.deepcopy(state.state_dict()),
+            metrics=list(metrics),
+            seconds=time.monotonic() - begin,
+            history=history,
+            released=max(len(metrics), resume.released if resume else 0),
+            threads=threads,
         )
-        last_saved = time.monotonic()
 
-    total_epsilon = finite_or_none(plan.epsilon()) if processes.rank == 0 else None
+    def save(metrics: list[dict[str, Any]]) -> None:
+        if on_checkpoint is not None:
+            on_checkpoint(checkpoint(metrics))
 
-    def after_epoch(state: TrainingState) -> bool:
-        check_same_weights(processes, state)
-        epsilon = _epsilon_so_far(plan, state.step, total_epsilon) if processes.rank == 0 else None
-        row: dict[str, Any] = {
-            "epoch": -(-state.step // plan.steps_per_epoch),
-            "step": state.step,
-            "epsilon": epsilon,
-            "test_accuracy": evaluate(head.classifier, test, processes=processes)[0],
-            "test_accuracy_ema": evaluate(head.classifier, test, state.average.average, processes=processes)[0],
-            "seconds": round(time.monotonic() - begin, 3),
-        }
-        if train_metrics:
-            assert cached_train is not None
-            accuracy, loss = evaluate(head.classifier, cached_train, processes=processes)
-            row |= {"train_accuracy_not_private": accuracy, "train_loss_not_private": loss}
-        row = processes.share(row)
-        metrics.append(row)
-        if processes.rank == 0:
-            on_metrics(row)
-        save(state)
-        return plan.early_stop and _has_stalled([row["test_accuracy"] for row in metrics])
-
-    save(state)
-    stopped = plan.early_stop and _has_stalled([row["test_accuracy"] for row in metrics])
-    engine = ENGINES[plan.engine]
+    epochs = _Epochs(
+        plan,
+        test=test,
+        train=cached_train if train_metrics else None,
+        metrics=[] if resume is None else list(resume.metrics),
+        begin=begin,
+        on_metrics=on_metrics,
+        save=save,
+        processes=processes,
+    )
+    epochs.save()
     ledger.record(
         train(
             state,
             rows,
             plan,
             key=key,
-            engine=engine,
-            after_epoch=after_epoch,
-            stopped=stopped,
+            engine=ENGINES[plan.engine],
+            after_epoch=epochs.after,
+            stopped=epochs.stopped(),
             noise_key=noise_key(key, processes),
             processes=processes,
         )
     )
     predictions = predicted_classes(head.classifier, test, processes=processes)
-    accuracy, num_validation = None, None
+    accuracy = None
     if validation is not None:
-        num_validation = validation.num_rows("train")
         accuracy, entries = validation_accuracy(
-            head.classifier, load("train", validation), plan, noise_key(key, processes), processes=processes
+            head.classifier, load(validation, "train"), plan, noise_key(key, processes), processes=processes
         )
         for entry in entries:
             ledger.record(entry)
-    average = state.average.average
-    if plan.precondition and isinstance(head.classifier, nn.Linear):
-        normalizer, precondition = head.normalizer.children()
-        assert isinstance(precondition, Precondition)
-        average = folded(average, precondition)
-        head.classifier.load_state_dict(folded(head.classifier.state_dict(), precondition))
-        head = Head(normalizer, head.classifier)
+    head, average = _without_precondition(head, state.average.average, plan)
     certificate = None
     if processes.rank == 0:
         certificate = certify(
@@ -281,29 +218,144 @@ def fit(
             key=key,
             published_data=published_data,
             augmented=augmented_images is not None,
-            not_private=[
-                *(["train_accuracy_not_private", "train_loss_not_private"] if train_metrics else []),
-                *(
-                    ["validation_accuracy_not_private"]
-                    if validation is not None and plan.validation_noise_multiplier is None
-                    else []
-                ),
-            ],
-            num_validation=num_validation,
+            not_private=_not_private(plan, train_metrics=train_metrics, validated=validation is not None),
+            num_validation=None if validation is None else validation.num_rows("train"),
             assumptions=[*assumptions, *_assumed(plan, statistics)],
             history=history,
         )
     return FitResult(
         head=head,
         average=average,
-        test_accuracy=metrics[-1]["test_accuracy"],
-        test_accuracy_ema=metrics[-1]["test_accuracy_ema"],
+        test_accuracy=epochs.metrics[-1]["test_accuracy"],
+        test_accuracy_ema=epochs.metrics[-1]["test_accuracy_ema"],
         certificate=processes.share(certificate),
-        metrics=metrics,
+        metrics=epochs.metrics,
         test_predictions=predictions,
         seconds=time.monotonic() - begin,
         validation_accuracy=accuracy,
     )
+
+
+class _Epochs:
+    """What happens after an epoch: a row of metrics, and now and then a checkpoint.
+
+    Args:
+        plan: of the run.
+        test: this process's test rows.
+        train: its training rows, where metrics on private data were asked for.
+        metrics: of the epochs before.
+        begin: when the run began, on the monotonic clock.
+        on_metrics: called with each row, by the first process.
+        save: called with all rows so far, by the first process.
+        processes: which train together.
+    """
+
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        *,
+        test: LabelledRows,
+        train: LabelledRows | None,
+        metrics: list[dict[str, Any]],
+        begin: float,
+        on_metrics: Callable[[dict[str, Any]], None],
+        save: Callable[[list[dict[str, Any]]], None],
+        processes: Processes,
+    ) -> None:
+        self.metrics = metrics
+        self._plan, self._test, self._train, self._begin = plan, test, train, begin
+        self._on_metrics, self._save, self._processes = on_metrics, save, processes
+        self._total_epsilon = finite_or_none(plan.epsilon()) if processes.rank == 0 else None
+        self._last_saved = -CHECKPOINT_SECONDS
+
+    def after(self, state: TrainingState) -> bool:
+        """Record an epoch; true ends the training."""
+        plan, processes = self._plan, self._processes
+        check_same_weights(processes, state)
+        epsilon = _epsilon_so_far(plan, state.step, self._total_epsilon) if processes.rank == 0 else None
+        row: dict[str, Any] = {
+            "epoch": -(-state.step // plan.steps_per_epoch),
+            "step": state.step,
+            "epsilon": epsilon,
+            "test_accuracy": evaluate(state.model, self._test, processes=processes)[0],
+            "test_accuracy_ema": evaluate(state.model, self._test, state.average.average, processes=processes)[0],
+            "seconds": round(time.monotonic() - self._begin, 3),
+        }
+        if self._train is not None:
+            accuracy, loss = evaluate(state.model, self._train, processes=processes)
+            row |= {"train_accuracy_not_private": accuracy, "train_loss_not_private": loss}
+        row = processes.share(row)
+        self.metrics.append(row)
+        if processes.rank == 0:
+            self._on_metrics(row)
+        self.save()
+        return self.stopped()
+
+    def save(self) -> None:
+        """Save a checkpoint unless the last one is fresh."""
+        if self._processes.rank > 0 or time.monotonic() - self._last_saved < CHECKPOINT_SECONDS:
+            return
+        self._save(self.metrics)
+        self._last_saved = time.monotonic()
+
+    def stopped(self) -> bool:
+        """Whether test accuracy has ended the training early."""
+        return self._plan.early_stop and _has_stalled([row["test_accuracy"] for row in self.metrics])
+
+
+def _released(
+    features: Features,
+    plan: TrainingPlan,
+    extractor: Extractor,
+    key: RandomKey,
+    statistics: PublicStatistics | None,
+    processes: Processes,
+) -> tuple[nn.Module, list[LedgerEntry]]:
+    """The normaliser with its preconditioner, and what it cost."""
+    normalizer, entries = release_normalizer(
+        features, plan, extractor=extractor, key=key, statistics=statistics, processes=processes
+    )
+    if plan.precondition and processes.rank == 0:
+        scale = synthetic_precondition(
+            extractor,
+            normalizer,
+            directions=plan.precondition,
+            power=plan.precondition_power,
+            keep_length=plan.head != "linear",
+        )
+        normalizer = nn.Sequential(normalizer, scale)
+    # What is computed in floating point is computed once: machines may differ in the last bit.
+    computed = processes.share(normalizer.state_dict())
+    return normalizer if processes.rank == 0 else _restored(features, plan, computed), entries
+
+
+def _first_classifier(features: Features, plan: TrainingPlan, key: RandomKey, processes: Processes) -> nn.Module:
+    """The head's classifier with its first weights, from the key; its layers are such as the plan's engine can clip."""
+    initial = int(key.words("initial weights", counter=0, count=1)[0] >> np.uint64(1))
+    classifier = make_classifier(plan.head, features.output_shape, len(features.class_names), seed=initial)
+    if plan.engine != "linear":
+        made_up = torch.randn(2, int(np.prod(features.output_shape)), generator=torch.Generator().manual_seed(0))
+        check_by_example(classifier, made_up)
+    classifier.load_state_dict(processes.share(classifier.state_dict()))
+    return classifier
+
+
+def _without_precondition(head: Head, average: dict[str, Tensor], plan: TrainingPlan) -> tuple[Head, dict[str, Tensor]]:
+    """A linear head and its averaged weights with the preconditioner folded into the weights; other heads as they are."""
+    if not plan.precondition or not isinstance(head.classifier, nn.Linear):
+        return head, average
+    normalizer, precondition = head.normalizer.children()
+    assert isinstance(precondition, Precondition)
+    head.classifier.load_state_dict(folded(head.classifier.state_dict(), precondition))
+    return Head(normalizer, head.classifier), folded(average, precondition)
+
+
+def _not_private(plan: TrainingPlan, *, train_metrics: bool, validated: bool) -> list[str]:
+    """Names of exact numbers about private examples that a run records."""
+    names = ["train_accuracy_not_private", "train_loss_not_private"] if train_metrics else []
+    if validated and plan.validation_noise_multiplier is None:
+        names.append("validation_accuracy_not_private")
+    return names
 
 
 def _restored(features: Features, plan: TrainingPlan, state: dict[str, Any]) -> nn.Module:

@@ -102,7 +102,7 @@ def release_normalizer(
         noise_multiplier=plan.bn_noise_multiplier,
         key=key,
         selection=plan.statistics_selection(),
-        first=first,
+        rows=range(first, stop),
         of_all=lambda sums: in_order(sums, processes),
     )
     if len(blocks) == 1 and blocks[0].scale == 1 and blocks[0].shape == extractor.output_shape:

@@ -22,6 +22,7 @@ from scatterdp.privacy.ledger import Ledger
 from scatterdp.privacy.noise import gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training import fit as fit_module
+from scatterdp.training import loading as loading_module
 from scatterdp.training import loop, normalization
 from scatterdp.training.checkpoint import Checkpoint
 from scatterdp.training.evaluation import evaluate
@@ -330,7 +331,7 @@ class TestAugmentation:
             splits.append(split)
             return open_rows(features, split, normalizer, **arguments)
 
-        monkeypatch.setattr(fit_module, "open_rows", noted)
+        monkeypatch.setattr(loading_module, "open_rows", noted)
         self.run(small_features, small_dataset, small_extractor)
         assert splits == ["test"]
 
