@@ -145,9 +145,8 @@ def fit_linear(
         UserError: features that are not finite, class numbers out of range.
     """
     problem = Problem(num_examples=x.shape[0], num_features=int(np.prod(x.shape[1:])), num_classes=num_classes)
-    check_same(
-        processes, repr((problem, head, budget)), "the processes have different rows or settings; give all the same"
-    )
+    given = repr((problem, head, budget, centre, channels))
+    check_same(processes, given, "the processes have different rows or settings; give all the same")
     plan = None
     if processes.rank == 0:
         plan = plan_linear(problem, budget=budget, head=head, centre=centre, channels=channels)

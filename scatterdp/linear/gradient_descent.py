@@ -17,7 +17,7 @@ from scatterdp.heads import make_classifier
 from scatterdp.linear.method import Problem, Solution
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.distributed import ONE, Processes, RowsOfProcess, part_of
-from scatterdp.training.loop import TrainingState, train
+from scatterdp.training.loop import TrainingState, check_same_weights, train
 from scatterdp.training.plan import TrainingPlan
 from scatterdp.training.rows import FeatureRows
 
@@ -77,7 +77,14 @@ class GradientDescent:
         if processes.size > 1:
             first, stop = part_of(self.problem.num_examples, processes.rank, processes.size)
             held = RowsOfProcess(rows, first, stop, begin=first)
-        entry = train(state, held, plan, key=key, engine=ENGINES["linear"], processes=processes)
+
+        def after_epoch(state: TrainingState) -> None:
+            if processes.size > 1:
+                check_same_weights(processes, state)
+
+        entry = train(
+            state, held, plan, key=key, engine=ENGINES["linear"], after_epoch=after_epoch, processes=processes
+        )
         average = state.average.average
         return Solution(
             weight=average["weight"].to(torch.float32),

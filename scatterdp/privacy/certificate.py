@@ -24,8 +24,8 @@ LIMITS = (
     "N, the size of an example (an image's size and colour, the number of features) and the set of classes are public; what is computed from N stays as it is for the neighbour.",
     "One run is covered. Several runs on the same people add up (compose their ledgers), and so does choosing among them.",
     "Test examples are not protected: accuracy on them is computed without noise.",
-    "Cached features, the checkpoint of an unfinished run, the commitment key and a config.json that holds a seed are private "
-    "files: do not publish them.",
+    "Cached features, the checkpoint of an unfinished run, the commitment key and whatever holds a seed (a config.json, a sweep's "
+    "outline, record and tables) are private files: do not publish them.",
     "Whether and why a run fails, console output, timings and memory use are not covered.",
     "Gradients and noise are floating-point numbers; the proof is for real numbers.",
 )

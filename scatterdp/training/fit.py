@@ -23,7 +23,6 @@ from scatterdp.training.checkpoint import Checkpoint
 from scatterdp.training.distributed import (
     Processes,
     RowsOfProcess,
-    bits_of,
     check_same,
     noise_key,
     only_process,
@@ -31,13 +30,13 @@ from scatterdp.training.distributed import (
 )
 from scatterdp.training.evaluation import evaluate, predicted_classes
 from scatterdp.training.loading import RowLoader
-from scatterdp.training.loop import TrainingState, train
+from scatterdp.training.loop import TrainingState, check_same_weights, train
 from scatterdp.training.normalization import PublicStatistics, release_normalizer, restore_normalizer
 from scatterdp.training.plan import TrainingPlan
 from scatterdp.training.preconditioning import folded, synthetic_precondition
 from scatterdp.training.result import FitResult, certify
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, AugmentedRows, LabelledRows, Rows
-from scatterdp.training.validation import validation_accuracy
+from scatterdp.training.validation import TrainingSubset, validation_accuracy
 
 CHECKPOINT_SECONDS = 5.0
 _PATIENCE = 5  # epochs without a better test accuracy
@@ -103,6 +102,7 @@ def fit(
         physical_batch_size=physical_batch_size,
         device=device if processes.size == 1 else torch.device(device).type,  # each has a device of its own
         statistics=statistics,
+        validation=validation,
     )
     check_same(processes, here, "the processes have different data, settings or versions; give all of them the same")
     resume = processes.share(resume)
@@ -112,6 +112,9 @@ def fit(
             "resume: data, settings, device or versions are not those that the run began with; its noise must not be used "
             "for anything else: restore them, or start a new run"
         )
+    threads = tuple(processes.gather(torch.get_num_threads()))
+    if resume is not None:
+        resume.check_threads(threads)
     history = ((0, processes.size),) if resume is None else resume.history_with(processes.size)
     begin = time.monotonic() - (resume.seconds if resume else 0.0)
     if resume is None:
@@ -166,6 +169,7 @@ def fit(
             seconds=time.monotonic() - begin,
             history=history,
             released=max(len(metrics), resume.released if resume else 0),
+            threads=threads,
         )
 
     def save(metrics: list[dict[str, Any]]) -> None:
@@ -267,11 +271,7 @@ class _Epochs:
     def after(self, state: TrainingState) -> bool:
         """Record an epoch; true ends the training."""
         plan, processes = self._plan, self._processes
-        check_same(
-            processes,
-            bits_of([*state.model.state_dict().values(), *state.average.average.values()]),
-            "the processes came to different weights, so their machines compute differently; run on machines that are alike",
-        )
+        check_same_weights(processes, state)
         epsilon = _epsilon_so_far(plan, state.step, self._total_epsilon) if processes.rank == 0 else None
         row: dict[str, Any] = {
             "epoch": -(-state.step // plan.steps_per_epoch),
@@ -400,14 +400,28 @@ def context(
     physical_batch_size: int,
     device: torch.device | str,
     statistics: PublicStatistics | None = None,
+    validation: Features | None = None,
 ) -> str:
     """Everything that decides a run's numbers beside its key, rounding included; but for the number of processes, which
-    :mod:`scatterdp.training.distributed` sees to.
+    :mod:`scatterdp.training.distributed` sees to, and of threads, which the checkpoint does.
     """
     versions = {name: version(name) for name in ("scatterdp", "torch", "numpy", "scipy")}
     data = (features.dataset_fingerprint, features.extractor_fingerprint, features.dtype)
     given = () if statistics is None else (statistics.digest(),)
-    return repr((data, plan, augmented, physical_batch_size, str(device), versions, *given))
+    # Other rows of one data set are other data: folds of one size must not share their noise.
+    rows = (
+        ()
+        if validation is None and not isinstance(features, TrainingSubset)
+        else (_rows_of(features), _rows_of(validation))
+    )
+    return repr((data, plan, augmented, physical_batch_size, str(device), versions, *given, *rows))
+
+
+def _rows_of(features: Features | None) -> tuple[str, ...]:
+    """Which training rows these are."""
+    if features is None:
+        return ()
+    return features.dataset_fingerprint, features.digest() if isinstance(features, TrainingSubset) else "all"
 
 
 def _assumed(plan: TrainingPlan, statistics: PublicStatistics | None) -> list[str]:

@@ -21,7 +21,7 @@ from scatterdp.privacy.certificate import TRAINING
 from scatterdp.privacy.ledger import LedgerEntry
 from scatterdp.privacy.noise import gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
-from scatterdp.training.distributed import ONE, Processes
+from scatterdp.training.distributed import ONE, Processes, bits_of, check_same
 from scatterdp.training.ema import MovingAverage
 from scatterdp.training.plan import TrainingPlan
 from scatterdp.training.rows import Rows
@@ -62,6 +62,19 @@ class TrainingState:
         self.optimizer.load_state_dict(state["optimizer"])
         self.average.average = {name: value.clone() for name, value in state["average"].items()}
         self.step = state["step"]
+
+
+def check_same_weights(processes: Processes, state: TrainingState) -> None:
+    """Stop all processes unless they have the same weights, to the bit: other weights are another sum's, with the same noise.
+
+    Raises:
+        UserError: they do not.
+    """
+    check_same(
+        processes,
+        bits_of([*state.model.state_dict().values(), *state.average.average.values()]),
+        "the processes came to different weights, so their machines compute differently; run on machines that are alike",
+    )
 
 
 def make_optimizer(model: nn.Module, plan: TrainingPlan) -> Optimizer:

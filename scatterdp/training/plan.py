@@ -226,7 +226,7 @@ class TrainingPlan:
 
 
 _COSTS = ("num_examples", "batch_size", "epochs", "noise_multiplier", "sampling", "input_norm", "bn_noise_multiplier",
-          "validation_noise_multiplier", "delta", "accountant", "max_steps")  # fmt: skip
+          "validation_noise_multiplier", "delta", "accountant", "max_steps", "epoch_examples", "statistics_examples")  # fmt: skip
 
 
 @functools.lru_cache(maxsize=1024)

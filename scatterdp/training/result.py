@@ -18,7 +18,7 @@ from scatterdp.privacy.ledger import Ledger
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.distributed import LIMITS, describe
 from scatterdp.training.plan import TrainingPlan
-from scatterdp.training.validation import HELD_OUT_RULE
+from scatterdp.training.validation import HELD_OUT_RULE, LIMITS_OF_HOLDING_OUT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,5 +117,5 @@ def certify(
         ],
         assumptions=assumptions,
         computation=describe(history) if shared else None,
-        more_limits=LIMITS if shared else (),
+        more_limits=[*(LIMITS if shared else ()), *(() if num_validation is None else LIMITS_OF_HOLDING_OUT)],
     )

@@ -38,6 +38,7 @@ def make(key: RandomKey | None = None) -> Checkpoint:
         seconds=1.25,
         history=((0, 2), (5, 1)),
         released=2,
+        threads=(4,),
     )
 
 

@@ -121,6 +121,7 @@ class TestAnotherNumberOfProcesses:
             seconds=0.0,
             history=((0, 2), (6, 4)),
             released=released,
+            threads=(1, 2),
         )
 
     @pytest.mark.parametrize("released", [2, 3])
@@ -135,6 +136,17 @@ class TestAnotherNumberOfProcesses:
             UserError, match=r"4 processes has shown epoch 3 .* of epoch 2; 2 processes would .* go on with 4"
         ):
             self.checkpoint(released=3).history_with(2)
+
+    def test_other_threads_go_on_where_nothing_more_was_released(self):
+        self.checkpoint(released=2).check_threads((3, 3))
+        self.checkpoint(released=3).check_threads((1, 2))
+        self.checkpoint(released=3).check_threads(
+            (3,)
+        )  # another number of processes, another noise: history_with sees to that
+        with pytest.raises(
+            UserError, match=r"with 1, 2 threads has shown epoch 3 .* of epoch 2; with 3 what .* OMP_NUM_THREADS=1, 2"
+        ):
+            self.checkpoint(released=3).check_threads((3, 3))
 
 
 @pytest.fixture(scope="module")

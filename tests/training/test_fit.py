@@ -412,6 +412,18 @@ class TestResume:
         resumed = fit(small_features, plan, extractor=small_extractor, resume=Checkpoint.load(path))
         assert_same_run(whole, resumed)
 
+    def test_with_other_threads(self, small_features: FeatureCache, small_extractor: Extractor, tmp_path: Path):
+        """They add up in another order: what has been shown must not be done again so, under the same noise."""
+        plan, path, threads = make_plan(), tmp_path / "checkpoint.pt", torch.get_num_threads()
+        self.killed(small_features, small_extractor, plan, path, 2, key=KEY)
+        checkpoint = Checkpoint.load(path)
+        assert checkpoint.threads == (threads,)
+        other = dataclasses.replace(checkpoint, threads=(threads + 1,))
+        fit(small_features, plan, extractor=small_extractor, resume=other)
+        shown = dataclasses.replace(other, released=len(other.metrics) + 1)
+        with pytest.raises(UserError, match=f"go on with OMP_NUM_THREADS={threads + 1}$"):
+            fit(small_features, plan, extractor=small_extractor, resume=shown)
+
     def test_with_augmentation_and_train_metrics(
         self,
         small_features: FeatureCache,

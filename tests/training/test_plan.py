@@ -348,6 +348,13 @@ class TestEpochsOfPartOfTheData:
         assert small_plan(statistics_examples=1000).statistics_selection() is None
         assert small_plan().statistics_selection() is None
 
+    def test_the_noise_is_solved_for_the_steps_and_the_sample_that_there_are(self):
+        plan = small_plan(
+            num_examples=10_000, epoch_examples=1000, statistics_examples=1000, input_norm="BN", noise_multiplier=None
+        ).calibrated(target_epsilon=1.0)
+        assert plan.epsilon() <= 1.0 < dataclasses.replace(plan, noise_multiplier=plan.sigma * 0.995).epsilon()
+        assert plan.cost_only.event() == plan.event()
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
