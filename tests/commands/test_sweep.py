@@ -129,13 +129,12 @@ class TestErrors:
         assert err.count("\n") == 1
         assert [path.name for path in tmp_path.iterdir()] == ["small.toml"]
 
-    @pytest.mark.parametrize("dry", [(), ("--dry_run",)])
     @pytest.mark.parametrize("place", ["flag", "outline"])
-    def test_a_device_that_is_not_there_is_told_before_anything_runs(self, tmp_path, monkeypatch, capsys, place, dry):
+    def test_a_device_that_is_not_there_is_told_before_anything_runs(self, tmp_path, monkeypatch, capsys, place):
         monkeypatch.chdir(tmp_path)
         device = 'device = "tpu"\n[grid]' if place == "outline" else "[grid]"
         (tmp_path / "small.toml").write_text(SMALL.replace("[grid]", device))
-        code = exit_code(lambda: sweep.run(["small.toml", *dry, *(["--device=tpu"] if place == "flag" else [])]))
+        code = exit_code(lambda: sweep.run(["small.toml", *(["--device=tpu"] if place == "flag" else [])]))
         assert code == 2
         assert capsys.readouterr().err == "error: device='tpu': expected auto, cpu, cuda or cuda:N\n"
         assert [path.name for path in tmp_path.iterdir()] == ["small.toml"]

@@ -116,7 +116,9 @@ def test_calibrated_uses_the_plans_accountant_and_sampler(accountant, sampling):
 
 
 def test_statistics_beyond_the_target():
-    with pytest.raises(BudgetError, match=r"target_epsilon=0\.5: what is spent beside training \(statistics, validation\)"):
+    with pytest.raises(
+        BudgetError, match=r"target_epsilon=0\.5: what is spent beside training \(statistics, validation\)"
+    ):
         small_plan(input_norm="BN", noise_multiplier=None).calibrated(target_epsilon=0.5)
 
 
