@@ -25,7 +25,7 @@ def bytes_of(size: str, *, argument: str) -> int:
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(kB|MB|GB)", size)
     if match is None or not float(match[1]):
-        raise ConfigError(f"{argument}={size!r}: expected a size such as 500MB or 2GB")
+        raise ConfigError(f"{argument}={size!r}: expected a size such as 500MB or 2GB (units: kB, MB, GB)")
     return int(float(match[1]) * _UNITS[match[2]])
 
 

@@ -543,7 +543,7 @@ BAD: dict[str, tuple[tuple[Given, ...], str]] = {
     ),
     "statistics beyond the budget": (
         ("--dataset=digits", "--input_norm=BN", "--bn_noise_multiplier=0.3", "--target_epsilon=1"),
-        "target_epsilon=1.0: what is spent before training (the statistics) is already ε = 30.",
+        "target_epsilon=1.0: what is spent beside training (statistics, validation) is already ε = 30.",
     ),
     "budget below one step": (
         ("--dataset=digits", "--noise_multiplier=1", "--max_epsilon=0.01"),

@@ -2,7 +2,7 @@
 
     python -m scatterdp sweep experiments/opacus_baseline.toml --dry_run       # the runs, their noise, and how long it would take
     python -m scatterdp sweep experiments/opacus_baseline_smoke.toml           # a minute on the digits, no download
-    python -m scatterdp sweep experiments/cifar10_linear.toml --random=10      # a random number of runs, whose best costs little more than one
+    python -m scatterdp sweep experiments/cifar10_linear.toml --random=10      # a random number of runs, whose best costs as much as a few
 
 The same command goes on with a sweep that was stopped: it does what is missing, and tries runs again that had failed. The exit code is 1 when runs have failed.
 ``scatterdp.sweeps`` says what an outline is and what the sweep's folder holds.
@@ -44,8 +44,8 @@ class SweepConfig:
     scheduler: str | None = None
     """tcp://HOST:PORT of a dask scheduler that is running, in place of processes on this machine."""
     random: float | None = None
-    """K: a random number of runs of mean K, each a combination drawn at random. The best alone may then be published at little more than one run's ε, if the
-    number stays secret."""
+    """K: a random number of runs of mean K, each a combination drawn at random. The best alone may then be published at about the ε of a few runs, if the number
+    stays secret."""
     data_dir: Path | None = None
     """Where data sets are looked for and kept. None: the outline's."""
     features_dir: Path | None = None
@@ -79,6 +79,7 @@ def sweep(config: SweepConfig) -> int:
     prepared = Sweep(
         config.outline.read_text(encoding="utf-8"), name=outline.name, places=places, random_mean=config.random
     )
+    _check_devices(config, prepared)
     if config.dry_run:
         _dry_run(config, prepared)
         return 0
@@ -109,6 +110,18 @@ def _workers(config: SweepConfig, prepared: Sweep) -> AbstractContextManager:
     return local_workers(
         workers=config.workers, threads_per_worker=config.threads_per_worker, cuda_devices=_cuda_devices(device)
     )
+
+
+def _check_devices(config: SweepConfig, prepared: Sweep) -> None:
+    """Refuse a device that this machine does not have, before every run fails by it. Of a running cluster only its workers know."""
+    if config.scheduler is not None:
+        return
+    from scatterdp.training.device import resolve_device
+
+    outline = prepared.outline
+    named = [config.device] if config.device else [outline.config_of(changes).device for changes in outline.runs()]
+    for device in dict.fromkeys(named):
+        resolve_device(device)
 
 
 def _cuda_devices(device: str) -> int:

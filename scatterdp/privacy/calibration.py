@@ -53,9 +53,9 @@ def calibrate_noise_multiplier(
     spent = epsilon_of(prior, delta=target_delta, accountant=accountant)
     if spent >= target_epsilon:
         raise BudgetError(
-            f"target_epsilon={target_epsilon}: what is spent before training (the statistics) is already "
-            f"ε = {spent:.3f} at δ = {target_delta:g}; raise target_epsilon, or release statistics with more noise "
-            "(--bn_noise_multiplier) or none (--input_norm=GroupNorm)"
+            f"target_epsilon={target_epsilon}: what is spent beside training (statistics, validation) is already "
+            f"ε = {spent:.3f} at δ = {target_delta:g}; raise target_epsilon, or release these with more noise "
+            "(--bn_noise_multiplier, --validation_noise_multiplier), or no statistics (--input_norm=GroupNorm)"
         )
 
     def epsilon(sigma: float, discretization: float) -> float:
@@ -68,7 +68,7 @@ def calibrate_noise_multiplier(
         if high > _LARGEST:
             raise BudgetError(
                 f"target_epsilon={target_epsilon}: no noise multiplier up to {_LARGEST:g} meets it beside the "
-                f"ε = {spent:.3f} spent before training; raise target_epsilon or target_delta"
+                f"ε = {spent:.3f} spent beside training; raise target_epsilon or target_delta"
             )
     low = high / 2
     while low > _SMALLEST and epsilon(low, _COARSE) <= target_epsilon:

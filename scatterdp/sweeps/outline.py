@@ -154,7 +154,7 @@ def parse_outline(text: str, *, name: str) -> Outline:
         raise ConfigError(f"outline {name}: is no TOML ({error})") from error
     _check_keys(name, values, _KEYS, "")
     command = values.get("command")
-    if command not in COMMANDS:
+    if not isinstance(command, str) or command not in COMMANDS:
         raise ConfigError(f"outline {name}: command={command!r}: expected one of {', '.join(COMMANDS)}")
     zipped = values.get("zip", [])
     zipped = zipped if isinstance(zipped, list) else [zipped]

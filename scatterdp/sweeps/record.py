@@ -104,9 +104,13 @@ class SweepRecord:
         try:
             values = json.loads((folder / NAME).read_bytes())
         except OSError as error:
-            raise ConfigError(f"sweep={folder}: not a sweep's folder (no {NAME} in it: {error.strerror})") from error
+            raise ConfigError(
+                f"sweep={folder}: not a sweep's folder ({NAME} in it: {error.strerror}); give one that `python -m scatterdp sweep` has made"
+            ) from error
         except ValueError as error:
-            raise ConfigError(f"sweep={folder}: its {NAME} is damaged ({error})") from error
+            raise ConfigError(
+                f"sweep={folder}: its {NAME} is damaged ({error}); bring it back from a copy, or sweep into another --out"
+            ) from error
         try:
             if values.pop("schema") != SCHEMA:
                 raise ValueError("another schema")

@@ -57,7 +57,7 @@ def test_a_delta_that_is_too_large_is_said(capsys):
         (["--batch_size=3000"], "batch_size=3000"),
         (["--target_epsilon=0"], "target_epsilon=0"),
         (["--target_delta=2"], "delta=2"),
-        (["--bn_noise_multiplier=0.5", "--target_epsilon=1"], "what is spent before training"),
+        (["--bn_noise_multiplier=0.5", "--target_epsilon=1"], "what is spent beside training"),
         (["--bn_noise_multiplier=-1"], "bn_noise_multiplier=-1"),
     ],
 )

@@ -60,7 +60,7 @@ class TestDryRun:
         assert (code, err) == (0, "")
         lines = out.splitlines()
         assert lines[0] == "small: 4 runs of scatterdp.baselines on digits"
-        assert "fails: target_epsilon=3.0: what is spent before training" in lines[2]
+        assert "fails: target_epsilon=3.0: what is spent beside training" in lines[2]
         assert re.search(r"epochs=2, bn_noise_multiplier=20 +4 +0\.4871 +\d\.\d{4} +≤ 3$", lines[3])
         assert "2 different budgets" in out
         assert "if all of them run: 2 runs looked at the private data" in out
@@ -127,6 +127,16 @@ class TestErrors:
         assert code == 2
         assert message in err
         assert err.count("\n") == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["small.toml"]
+
+    @pytest.mark.parametrize("place", ["flag", "outline"])
+    def test_a_device_that_is_not_there_is_told_before_anything_runs(self, tmp_path, monkeypatch, capsys, place):
+        monkeypatch.chdir(tmp_path)
+        device = 'device = "tpu"\n[grid]' if place == "outline" else "[grid]"
+        (tmp_path / "small.toml").write_text(SMALL.replace("[grid]", device))
+        code = exit_code(lambda: sweep.run(["small.toml", *(["--device=tpu"] if place == "flag" else [])]))
+        assert code == 2
+        assert capsys.readouterr().err == "error: device='tpu': expected auto, cpu, cuda or cuda:N\n"
         assert [path.name for path in tmp_path.iterdir()] == ["small.toml"]
 
     def test_a_scheduler_that_is_not_there(self, run, tmp_path):

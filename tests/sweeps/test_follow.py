@@ -98,5 +98,10 @@ class TestFollow:
         assert "stopped before its end" in shown(console)
 
     def test_another_folder_is_refused(self, tmp_path):
-        with pytest.raises(ConfigError, match="not a sweep's folder"):
+        with pytest.raises(ConfigError, match=r"not a sweep's folder \(sweep.json in it: .*\); give one that"):
+            follow(tmp_path)
+
+    def test_a_damaged_record_is_told_with_what_to_do(self, tmp_path):
+        (tmp_path / "sweep.json").write_text("{")
+        with pytest.raises(ConfigError, match=r"its sweep.json is damaged \(.*\); bring it back"):
             follow(tmp_path)

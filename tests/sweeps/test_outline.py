@@ -110,6 +110,7 @@ class TestShipped:
 WRONG = {
     "no TOML": ("command = ", "is no TOML"),
     "no command": ("seeds = [1]", "command=None: expected one of baselines, cnns"),
+    "several commands": ('command = ["cnns"]', r"command=\['cnns'\]: expected one of baselines, cnns"),
     "another command": ('command = "cnn"', "command='cnn': expected one of"),
     "unknown key": (HEAD + "sedes = [1]", "sedes: unknown, did you mean seeds?"),
     "unknown flag": (

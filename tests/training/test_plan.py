@@ -116,7 +116,9 @@ def test_calibrated_uses_the_plans_accountant_and_sampler(accountant, sampling):
 
 
 def test_statistics_beyond_the_target():
-    with pytest.raises(BudgetError, match=r"target_epsilon=0\.5: what is spent before training \(the statistics\)"):
+    with pytest.raises(
+        BudgetError, match=r"target_epsilon=0\.5: what is spent beside training \(statistics, validation\)"
+    ):
         small_plan(input_norm="BN", noise_multiplier=None).calibrated(target_epsilon=0.5)
 
 
@@ -317,7 +319,7 @@ def test_logistic_regression_needs_no_noise():
 
 
 def test_a_budget_that_the_statistics_exceed():
-    with pytest.raises(BudgetError, match=r"target_epsilon=0\.3: what is spent before training"):
+    with pytest.raises(BudgetError, match=r"target_epsilon=0\.3: what is spent beside training"):
         resolve(target_epsilon=0.3, bn_noise_multiplier=8.0)
     with pytest.raises(BudgetError, match=r"max_epsilon=0\.3: one step already spends more"):
         resolve(noise_multiplier=5.0, max_epsilon=0.3)
