@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from transfer.architectures.resnext import ResNeXt29, numbered_bottlenecks, plain_sequences
 from transfer.architectures.simclr import SimCLR, converted
-from transfer.weights import load_weights
+from scatterdp.heads.weights import load_weights
 
 Tensors = dict[str, Tensor]
 

@@ -11,7 +11,7 @@ from torch import nn
 from scatterdp.errors import UserError
 from transfer.backbone import Backbone
 from transfer.preprocessing import Preprocessing
-from transfer.weights import weights_digest
+from scatterdp.heads.weights import weights_digest
 
 PLAIN = Preprocessing(size=None, crop=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), rgb=False)
 

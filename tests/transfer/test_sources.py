@@ -14,7 +14,7 @@ from torch import nn
 from scatterdp.errors import ConfigError, UserError
 from transfer.preprocessing import Preprocessing
 from transfer.sources import make_backbone
-from transfer.weights import WeightsError
+from scatterdp.heads.weights import WeightsError
 
 SHAPE = (3, 20, 20)
 
