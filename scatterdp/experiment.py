@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
 import tyro
 
 from scatterdp.cache import Features, extract_features
-from scatterdp.config import BaselinesConfig, TrainingConfig
+from scatterdp.config import BaselinesConfig, RunConfig, TrainingConfig
 from scatterdp.datasets import Dataset, load_dataset
 from scatterdp.errors import ConfigError
 from scatterdp.exits import exit_code
@@ -43,7 +43,35 @@ from scatterdp.training.result import FitResult
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH
 from scatterdp.training.validation import TrainingSubset, held_out_rows
 
-_Config = TypeVar("_Config", bound=TrainingConfig)
+
+class RunSettings(Protocol):
+    """What training and its record need to know of a command's config."""
+
+    @property
+    def optim(self) -> str: ...
+
+    @property
+    def mini_batch_size(self) -> int | None: ...
+
+    @property
+    def seed(self) -> int | None: ...
+
+    @property
+    def run_dir(self) -> Path | None: ...
+
+    @property
+    def logdir(self) -> Path | None: ...
+
+    @property
+    def train_metrics(self) -> bool: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    @classmethod
+    def module_name(cls) -> str: ...
+
+
+_Config = TypeVar("_Config", bound=RunConfig)
 
 
 def run(config: BaselinesConfig, *, wait_for_features: float = 0.0) -> RunFolder:
@@ -161,7 +189,7 @@ def make_log_folder(logdir: Path | None) -> None:
 
 
 def train_and_record(
-    config: TrainingConfig,
+    config: RunSettings,
     features: Features,
     plan: TrainingPlan,
     *,
@@ -211,7 +239,7 @@ def train_and_record(
 
 
 def _fit(
-    config: TrainingConfig,
+    config: RunSettings,
     features: Features,
     plan: TrainingPlan,
     extractor: Extractor,
@@ -306,7 +334,7 @@ def _report(plan: TrainingPlan, result: FitResult) -> None:
 
 
 def _reopen(config: _Config, path: Path) -> tuple[RunFolder, _Config]:
-    for field in dataclasses.fields(config):
+    for field in dataclasses.fields(cast(Any, config)):
         value = getattr(config, field.name)
         if field.name != "resume" and value != field.default:
             raise ConfigError(

@@ -30,8 +30,17 @@ from scatterdp.heads.objax import from_objax
 #: Names under which files keep their tensors, in the order in which they are looked for.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.", "classifier.")  # the last: our own runs
-_READ_ERRORS = (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, OSError, SafetensorError,
-    zipfile.BadZipFile)
+_READ_ERRORS = (
+    RuntimeError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    OSError,
+    SafetensorError,
+    zipfile.BadZipFile,
+)
 
 #: ``our name of a tensor -> the name in a kind of file``.
 Naming = Callable[[str], str]
@@ -41,9 +50,7 @@ class WeightsError(UserError):
     """A file of weights is missing, unreadable, would run code, or belongs to another network."""
 
 
-def read_weights(
-    path: Path, *, wrappers: Sequence[str] = WRAPPERS, argument: str = "weights"
-) -> dict[str, Tensor]:
+def read_weights(path: Path, *, wrappers: Sequence[str] = WRAPPERS, argument: str = "weights") -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, without wrapper and prefix; no code in the file is run.
 
     Args:
@@ -87,7 +94,9 @@ def read_weights(
         found = (
             f"holds {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else "is no dictionary"
         )
-        raise WeightsError(f"{argument}={path}: has no tensors by name (it {found}); save the model's state_dict() alone")
+        raise WeightsError(
+            f"{argument}={path}: has no tensors by name (it {found}); save the model's state_dict() alone"
+        )
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
@@ -153,8 +162,13 @@ def load_weights(
 
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 (hexadecimal) of a model's tensors with their names, types and shapes."""
+    return tensors_digest(model.state_dict())
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """The same of tensors by name."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted(tensors.items()):
         if name.endswith("num_batches_tracked"):
             continue
         digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())

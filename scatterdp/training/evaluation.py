@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from scatterdp.training.rows import FeatureRows
+from scatterdp.training.rows import LabelledRows
 
 
 @torch.no_grad()
-def evaluate(classifier: nn.Module, rows: FeatureRows, weights: dict[str, Tensor] | None = None) -> tuple[float, float]:
+def evaluate(
+    classifier: nn.Module, rows: LabelledRows, weights: dict[str, Tensor] | None = None
+) -> tuple[float, float]:
     """Accuracy in [0, 1] and mean cross entropy (nats) of all rows.
 
     Args:
@@ -28,7 +30,7 @@ def evaluate(classifier: nn.Module, rows: FeatureRows, weights: dict[str, Tensor
 
 
 @torch.no_grad()
-def predicted_classes(classifier: nn.Module, rows: FeatureRows) -> np.ndarray:
+def predicted_classes(classifier: nn.Module, rows: LabelledRows) -> np.ndarray:
     """``(N,)`` int64: the class of the largest logit of every row, in order; pieces are those of :func:`evaluate`."""
     pieces = rows.pieces(np.arange(len(rows.y)), step=0)
     return torch.cat([classifier(piece.x).argmax(1) for piece in pieces]).cpu().numpy()

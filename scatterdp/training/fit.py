@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from scatterdp.cache import Features
+from scatterdp.cache import Features, Split
 from scatterdp.engines import ENGINES, check_by_example
 from scatterdp.errors import UserError
 from scatterdp.extractors.base import Extractor
@@ -23,14 +24,34 @@ from scatterdp.training.checkpoint import Checkpoint
 from scatterdp.training.evaluation import evaluate, predicted_classes
 from scatterdp.training.loop import TrainingState, train
 from scatterdp.training.normalization import PublicStatistics, release_normalizer, restore_normalizer
-from scatterdp.training.plan import TrainingPlan
+from scatterdp.training.plan import UNCLIPPED, TrainingPlan
 from scatterdp.training.preconditioning import folded, synthetic_precondition
 from scatterdp.training.result import FitResult, certify
-from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, AugmentedRows, FeatureRows, load_rows
+from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, AugmentedRows, LabelledRows, load_rows
+from scatterdp.training.unclipped import unclipped_sum
 from scatterdp.training.validation import validation_accuracy
 
 CHECKPOINT_SECONDS = 5.0
 _PATIENCE = 5  # epochs without a better test accuracy
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that is not made by name alone, such as one that starts from public weights.
+
+    Args:
+        description: everything that decides it beside the seed, digests of weights included.
+        make: the network of flat rows ``(b, K·h·w)`` for a seed; parameters that ask for no gradient stay as they are.
+        prepare: called with it once it is known to keep examples apart. That check needs float32, so lower precision is set here.
+    """
+
+    description: str
+    make: Callable[[int], nn.Module]
+    prepare: Callable[[Any], None] = lambda network: None
+
+
+#: The rows of a split; the key is for what they draw at random.
+RowsOf = Callable[[Split, RandomKey], LabelledRows]
 
 
 def fit(
@@ -47,6 +68,8 @@ def fit(
     statistics: PublicStatistics | None = None,
     assumptions: Sequence[str] = (),
     validation: Features | None = None,
+    network: Network | None = None,
+    rows_of: RowsOf | None = None,
     resume: Checkpoint | None = None,
     on_metrics: Callable[[dict[str, Any]], None] = lambda row: None,
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
@@ -69,6 +92,8 @@ def fit(
         assumptions: further sentences for the certificate: what the guarantee takes for granted about ``features``.
         validation: features whose training split are private examples that ``features`` lack (:mod:`scatterdp.training.validation`): the accuracy on
             them is computed once, after the last step.
+        network: what is trained, in place of the one that ``plan.head`` names.
+        rows_of: where the rows come from, for features that are not read into memory; the plan's normaliser is then ``none``.
         resume: continue from here; its key replaces ``key``.
         on_metrics: called with each epoch's row.
         on_checkpoint: called with a checkpoint once the statistics are released and then every few seconds.
@@ -83,7 +108,12 @@ def fit(
         physical_batch_size=physical_batch_size,
         device=device,
         statistics=statistics,
+        network=network,
     )
+    if rows_of is not None and plan.input_norm != "none":
+        raise UserError(
+            f"input_norm={plan.input_norm}: rows that are read while training are not normalised; give none"
+        )
     _check_belonging(features, plan, extractor, augmented_images, validation)
     if resume is not None and resume.context != here:
         raise UserError(
@@ -111,16 +141,23 @@ def fit(
         ledger = Ledger.from_json(resume.ledger)
         metrics = list(resume.metrics)
     initial = int(key.words("initial weights", counter=0, count=1)[0] >> np.uint64(1))
-    classifier = make_classifier(plan.head, features.output_shape, len(features.class_names), seed=initial)
-    if plan.engine != "linear":
+    if network is None:
+        classifier = make_classifier(plan.head, features.output_shape, len(features.class_names), seed=initial)
+    else:
+        classifier = network.make(initial)
+    if plan.engine not in ("linear", UNCLIPPED):
         made_up = torch.randn(2, int(np.prod(features.output_shape)), generator=torch.Generator().manual_seed(0))
         check_by_example(classifier, made_up)
+    if network is not None:
+        network.prepare(classifier)
     head = Head(normalizer, classifier).to(device).eval()
     state = TrainingState.begin(head.classifier, plan)
     if resume is not None:
         state.load_state_dict(resume.training)
 
-    def load(split) -> FeatureRows:
+    def load(split: Split) -> LabelledRows:
+        if rows_of is not None:
+            return rows_of(split, key)
         return load_rows(features, split, head.normalizer, device=device, physical_batch_size=physical_batch_size)
 
     test = load("test")
@@ -181,7 +218,7 @@ def fit(
 
     save(state)
     stopped = plan.early_stop and _has_stalled([row["test_accuracy"] for row in metrics])
-    engine = ENGINES[plan.engine]
+    engine = unclipped_sum if plan.engine == UNCLIPPED else ENGINES[plan.engine]
     ledger.record(train(state, rows, plan, key=key, engine=engine, after_epoch=after_epoch, stopped=stopped))
     predictions = predicted_classes(head.classifier, test)
     measured = None if validation is None else load_rows(validation, "train", head.normalizer, device=device)
@@ -269,11 +306,13 @@ def context(
     physical_batch_size: int,
     device: torch.device | str,
     statistics: PublicStatistics | None = None,
+    network: Network | None = None,
 ) -> str:
     """Everything that decides a run's numbers beside its key, rounding included."""
     versions = {name: version(name) for name in ("scatterdp", "torch", "numpy", "scipy")}
     data = (features.dataset_fingerprint, features.extractor_fingerprint, features.dtype)
     given = () if statistics is None else (statistics.digest(),)
+    given += () if network is None else (network.description,)
     return repr((data, plan, augmented, physical_batch_size, str(device), versions, *given))
 
 

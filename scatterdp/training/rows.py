@@ -44,6 +44,15 @@ class Rows(Protocol):
         ...
 
 
+class LabelledRows(Rows, Protocol):
+    """Rows that a classifier can be evaluated on."""
+
+    @property
+    def y(self) -> Tensor:
+        """``(N,)`` int64."""
+        ...
+
+
 @dataclass(frozen=True)
 class FeatureRows:
     """Normalised, flattened features in memory.
