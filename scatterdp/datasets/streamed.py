@@ -101,9 +101,10 @@ def _fitted(image: Image.Image, size: int) -> Image.Image:
     if image.size == (size, size):
         return image
     width, height = image.size
-    side = _CROP * min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    side = max(1, int(_CROP * min(width, height)))
+    left, top = (width - side + 1) // 2, (height - side + 1) // 2
+    # Cut first: resize(box=…) would let pixels outside the box reach the edge.
+    return image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
