@@ -71,8 +71,11 @@ class ResNetV2(nn.Sequential):
         self.shape, self.precision = shape, precision
 
     def forward(self, input: Tensor) -> Tensor:
-        with torch.autocast(input.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return super().forward(input.unflatten(1, self.shape)).float()
+        images = input.unflatten(1, self.shape)
+        if self.precision == "float32":
+            return super().forward(images)
+        with torch.autocast(input.device.type, dtype=torch.bfloat16):
+            return super().forward(images).float()
 
 
 def freeze_layers(network: ResNetV2, count: int) -> None:

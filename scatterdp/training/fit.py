@@ -42,7 +42,7 @@ class Network:
     Args:
         description: everything that decides it beside the seed, digests of weights included.
         make: the network of flat rows ``(b, K·h·w)`` for a seed; parameters that ask for no gradient stay as they are.
-        prepare: called with it once it is known to keep examples apart. That check needs float32, so lower precision is set here.
+        prepare: called with it once it is known to keep examples apart. That check needs double precision, so lower precision is set here.
     """
 
     description: str
@@ -147,7 +147,10 @@ def fit(
         classifier = network.make(initial)
     if plan.engine not in ("linear", UNCLIPPED):
         made_up = torch.randn(2, int(np.prod(features.output_shape)), generator=torch.Generator().manual_seed(0))
-        check_by_example(classifier, made_up)
+        if network is None:
+            check_by_example(classifier, made_up)
+        else:  # deep networks of ReLU jump where single precision rounds to the other side of 0
+            check_by_example(copy.deepcopy(classifier).double(), made_up.double())
     if network is not None:
         network.prepare(classifier)
     head = Head(normalizer, classifier).to(device).eval()
