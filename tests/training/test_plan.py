@@ -329,3 +329,11 @@ def test_a_full_batch_of_a_small_set_is_the_plain_gaussian():
     gaussians = SelfComposedDpEvent(GaussianDpEvent(plan.sigma), 60)
     assert plan.event() == dp_accounting.ComposedDpEvent([NoOpDpEvent(), gaussians])
     assert exact_epsilon([plan.sigma] * 60) <= 3.0 < exact_epsilon([plan.sigma * 0.999] * 60)
+
+
+@pytest.mark.parametrize("noise", [None, 1.0])
+def test_gradients_without_a_bound_take_no_noise(noise):
+    common = {"num_examples": 100, "batch_size": 10, "epochs": 1, "lr": 1.0, "engine": "unclipped"}
+    with pytest.raises(ConfigError, match="engine 'unclipped' bounds nothing"):
+        TrainingPlan(**common, noise_multiplier=noise)
+    assert TrainingPlan(**common, noise_multiplier=0.0).epsilon() == float("inf")
