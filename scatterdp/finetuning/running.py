@@ -19,7 +19,7 @@ from scatterdp.privacy.accounting import ACCOUNTANTS, delta_warning, epsilon_of
 from scatterdp.records import RunFolder
 from scatterdp.training.device import resolve_device
 from scatterdp.training.plan import UNCLIPPED, TrainingPlan
-from scatterdp.training.streaming import StreamedFeatures, StreamedRows
+from scatterdp.training.streamed_images import StreamedFeatures, StreamedRows
 
 EVAL_BATCH = 250
 
