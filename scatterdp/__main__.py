@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from scatterdp.exits import exit_code
+from scatterdp.exits import check_one_process, exit_code
 
 COMMANDS = {
     "fit": "a private classifier of your own features or images",
@@ -21,6 +21,9 @@ COMMANDS = {
     "budget": "how much noise a budget needs",
 }
 
+SHARED = ("fit", "extract")
+"""Commands that several processes (``torchrun``) do together."""
+
 
 def main() -> int:
     """Hand the rest of the command line to the named command."""
@@ -34,8 +37,13 @@ def main() -> int:
     if names[0] not in COMMANDS:
         print(f"error: command {names[0]!r}: expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    command = importlib.import_module(f"scatterdp.commands.{names[0]}")
-    return exit_code(lambda: command.run(sys.argv[2:]))
+
+    def run() -> int:
+        if names[0] not in SHARED:
+            check_one_process(f"command {names[0]}")
+        return importlib.import_module(f"scatterdp.commands.{names[0]}").run(sys.argv[2:])
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,12 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args, get_type_hints
+from typing import Annotated, Any, Literal, Self, cast, get_args, get_type_hints
+
+import tyro
 
 from scatterdp.errors import ConfigError
+from scatterdp.sizes import bytes_of
 
 InputNorm = Literal["BN", "GroupNorm", "GN", "none"]
 Optimizer = Literal["SGD", "Adam", "LR"]
@@ -34,6 +37,11 @@ class RunConfig:
         """The module that takes this config: ``python -m MODULE``."""
         raise NotImplementedError
 
+    @classmethod
+    def choices(cls) -> dict[str, tuple[str | None, ...]]:
+        """The values that some fields are limited to, for reading them back; a class may check its own when it is made."""
+        return {}
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; :meth:`from_json` reads them back, equal."""
         return {
@@ -53,7 +61,7 @@ class RunConfig:
         if not isinstance(values, dict) or values.keys() != names:
             odd = sorted(values.keys() ^ names) if isinstance(values, dict) else [type(values).__name__]
             raise ConfigError(f"config.json: unknown or missing {', '.join(odd)}; was it written by another version?")
-        for name, allowed in _CHOICES.items():
+        for name, allowed in cls.choices().items():
             if name in names and values[name] not in allowed:
                 raise ConfigError(f"config.json: {name}={values[name]!r}, expected one of {allowed}")
         for name, kind in get_type_hints(cls).items():
@@ -120,12 +128,19 @@ class TrainingConfig(RunConfig):
     """auto, cpu, cuda or cuda:N."""
     data_dir: Path | None = None
     """Where data sets are looked for and kept. None: $SCATTERDP_DATA, else ./data."""
+    memory_budget: str | None = None
+    """Most memory for training and test features, such as 4GB: larger ones stay on the disk, and batches are read from there. Changes no
+    number. None: half of what is free."""
     run_dir: Path | None = None
     """Where the run's record goes; must not exist yet. None: runs/<dataset>-<time>."""
     resume: Path | None = None
     """Continue the run in this folder from its checkpoint, with its own config; no other flag beside it."""
     train_metrics: bool = False
     """Also record loss and accuracy on the private training data. They are outside the guarantee: keep them."""
+
+    @classmethod
+    def choices(cls) -> dict[str, tuple[str | None, ...]]:
+        return _CHOICES
 
     def __post_init__(self) -> None:
         least = {"batch_size": 1, "mini_batch_size": 1, "epochs": 1, "num_groups": 1, "seed": 0}
@@ -157,6 +172,10 @@ class TrainingConfig(RunConfig):
             )
         if self.sample_batches and self.sampling == "shuffle":
             raise ConfigError("sample_batches and sampling=shuffle contradict each other, give one of them")
+        if self.memory_budget is not None:
+            bytes_of(self.memory_budget, argument="memory_budget")
+            if self.optim == "LR":
+                raise ConfigError(f"memory_budget={self.memory_budget}: has no effect with optim=LR, leave it out")
         if self.nesterov and (self.optim != "SGD" or self.momentum == 0):
             raise ConfigError("nesterov: needs optim=SGD and momentum > 0")
 
@@ -280,6 +299,44 @@ class CnnsConfig(BaselinesConfig):
         return name if self.size == "None" else f"{name}_small"
 
 
+@dataclass(frozen=True, kw_only=True)
+class TinyImagesConfig(CnnsConfig):
+    """A differentially private classifier on a data set and many more labelled images (Tramèr & Boneh 2021, section 4).
+
+    All training images, the data set's own and the others, count as private alike. An epoch is as many steps as the data set's own
+    images make; batches are drawn from all. Statistics are released on a sample as large as the data set's own images.
+    """
+
+    tiny_images: Path | None = None
+    """The other images: a pickle, .npz or .h5 with arrays data (n, H, W, 3) uint8 and extrapolated_targets (n,)."""
+    data_size: int | None = None
+    """Training images in all; the data set's own come first. None: all there are."""
+    model: Literal["linear", "cnn"] = "linear"
+    """A linear classifier or the published networks."""
+    target_delta: Annotated[float, tyro.conf.arg(aliases=("--delta",))] = 9.09e-7
+    """δ; the published one is 1/(2 · 550000)."""
+
+    @classmethod
+    def module_name(cls) -> str:
+        return "scatterdp.tiny_images"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data_size is not None and self.data_size < 1:
+            raise ConfigError(f"data_size={self.data_size}: expected a whole number ≥ 1")
+        if self.model == "linear":
+            for name, default in (("arch", "cnn"), ("size", "None"), ("engine", "mixed_ghost")):
+                if getattr(self, name) != default:
+                    raise ConfigError(
+                        f"{name}={getattr(self, name)}: has no effect with model=linear; give --model=cnn"
+                    )
+
+    @property
+    def head(self) -> str:
+        """The head's name."""
+        return "linear" if self.model == "linear" else super().head
+
+
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "optim": get_args(Optimizer),
     "input_norm": (None, *get_args(InputNorm)),
@@ -287,6 +344,7 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "sampling": ("poisson", "shuffle"),
     "feature_dtype": ("float32", "float16"),
     "size": ("small", "None"),
+    "model": ("linear", "cnn"),
     "arch": get_args(Architecture),
     "schedule": (None, *get_args(Schedule)),
     "clipping": ("flat", "per_layer", "automatic"),
@@ -294,4 +352,4 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
 }
 _NUMBERS = ("batch_size", "mini_batch_size", "lr", "momentum", "noise_multiplier", "max_grad_norm", "epochs", "num_groups",
             "bn_noise_multiplier", "max_epsilon", "target_epsilon", "target_delta", "seed", "augmentation_multiplicity", "precondition",
-            "precondition_power", "validation", "validation_noise_multiplier")  # fmt: skip
+            "precondition_power", "validation", "validation_noise_multiplier", "data_size")  # fmt: skip

@@ -33,3 +33,7 @@ class RunLockedError(UserError):
 
 class BudgetError(UserError):
     """The privacy budget cannot be met."""
+
+
+class ProcessLostError(UserError):
+    """Another process of the same run has ended before its time."""

@@ -1,26 +1,107 @@
-"""How a command ends: user errors as one sentence and exit code 2, Ctrl-C as one sentence and 130."""
+"""How a command ends: user errors as one sentence and exit code 2, Ctrl-C as one sentence and 130.
+
+Of several processes (``torchrun``) the first that ends before its time tells why, in one sentence, and leaves it for ``torchrun``'s own
+report; the others, which end for want of it, are silent and give the same exit code.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
 
-from scatterdp.errors import UserError
+from scatterdp.errors import ProcessLostError, UserError
+from scatterdp.ranks import ranks_of_environment, several
 
 INTERRUPTED_WITH_NOTHING = "interrupted: nothing was written"
 """What a command says that keeps nothing of an interrupted run."""
 
+_LOST = 1  # the exit code when a process is gone that could tell nothing
+_Config = TypeVar("_Config")
+
 
 def exit_code(command: Callable[[], int | None]) -> int:
     """Run ``command``; returns its exit code (None: 0), or 2 after a user error told on standard error."""
+    if several():
+        signal.signal(signal.SIGTERM, _interrupt)  # how torchrun ends the others
     try:
         return command() or 0
+    except ProcessLostError as error:
+        return _told(f"error: {error}", _LOST, because_of_another=True)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _told(f"error: {error}", 2)
     except KeyboardInterrupt as interrupt:
-        print(
-            str(interrupt) or "interrupted: what was finished is kept, the same command goes on from there",
-            file=sys.stderr,
+        sentence = str(interrupt) or "interrupted: what was finished is kept, the same command goes on from there"
+        return _told(sentence, 130, because_of_another=several())
+    except SystemExit as end:  # the command line's reader, which has told
+        if several():
+            _first_to_end(end.code if isinstance(end.code, int) else 1)
+        raise
+
+
+def parsed(config: type[_Config], *, prog: str, args: list[str] | None, description: str | None) -> _Config:
+    """A command line's config. Of several processes the first reads it for all, so that its errors are told once."""
+    ranks = ranks_of_environment()
+    read = None
+    if ranks.rank == 0:
+        import tyro  # a table of commands does without
+
+        read = tyro.cli(config, prog=prog, args=args, use_underscores=True, description=description)
+    return ranks.share(read)
+
+
+def launcher() -> str:
+    """How this command was started, up to the module's name."""
+    if not several():
+        return "python -m"
+    here = os.environ.get("LOCAL_WORLD_SIZE")
+    return f"torchrun --nproc_per_node={here} -m" if here == os.environ["WORLD_SIZE"] else "torchrun … -m"
+
+
+def check_one_process(what: str) -> None:
+    """Refuse what several processes would each do in full.
+
+    Raises:
+        UserError: ``torchrun`` started more than one process.
+    """
+    if several():
+        raise UserError(
+            f"{what}: runs in one process, and {os.environ['WORLD_SIZE']} were started; start it without torchrun"
         )
-        return 130
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _told(sentence: str, code: int, *, because_of_another: bool = False) -> int:
+    """Tell a sentence, unless another process has told why all end; returns the exit code."""
+    first = _first_to_end(code) if several() else None
+    if first is not None:
+        return first if because_of_another else code
+    print(sentence, file=sys.stderr, flush=True)
+    if several() and (report := os.environ.get("TORCHELASTIC_ERROR_FILE")):
+        more = {"py_callstack": sentence, "timestamp": str(int(time.time()))}
+        with suppress(OSError):
+            Path(report).write_text(json.dumps({"message": {"message": sentence, "extraInfo": more}}))
+    return code
+
+
+def _first_to_end(code: int) -> int | None:
+    """None when no process has ended before this one, else the code of the first."""
+    from torch.distributed.rendezvous import rendezvous  # seconds to import
+
+    mine = f"{code} {os.environ['RANK']}"
+    try:
+        store, _, _ = next(iter(rendezvous("env://")))
+        first = store.compare_set("first to end", "", mine).decode()
+    except (RuntimeError, ValueError):  # the store has gone with torchrun
+        return None
+    return None if first == mine else int(first.split()[0])

@@ -10,30 +10,35 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
-import tyro
 
-from scatterdp.cache import Features, extract_features
-from scatterdp.config import BaselinesConfig, RunConfig, TrainingConfig
-from scatterdp.datasets import Dataset, load_dataset
-from scatterdp.errors import ConfigError
-from scatterdp.exits import exit_code
+from scatterdp.cache import SPLITS, Features, extract_features
+from scatterdp.config import BaselinesConfig, RunConfig, TinyImagesConfig, TrainingConfig
+from scatterdp.datasets import Dataset
+from scatterdp.datasets.joined import with_more_images
+from scatterdp.datasets.together import load_together
+from scatterdp.errors import ConfigError, ProcessLostError
+from scatterdp.exits import check_one_process, exit_code, launcher, parsed
 from scatterdp.extractors import make_extractor
 from scatterdp.extractors.base import Extractor
 from scatterdp.heads import make_classifier
 from scatterdp.privacy.accounting import ACCOUNTANTS, delta_warning, epsilon_of
 from scatterdp.privacy.certificate import rounded_up
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.ranks import is_first, ranks_of_environment
 from scatterdp.recipes import extractor_of
 from scatterdp.records import RunFolder, new_run_dir, peak_memory_bytes
 from scatterdp.report.plots import plot_accuracy_and_epsilon
+from scatterdp.sizes import bytes_of
+from scatterdp.tables.labelled_images import open_labelled_images
 from scatterdp.training.checkpoint import Checkpoint
 from scatterdp.training.device import resolve_device
+from scatterdp.training.distributed import Processes, processes_of_environment
 from scatterdp.training.fit import fit
 from scatterdp.training.logistic_regression import fit_logistic_regression
 from scatterdp.training.normalization import check_normalizer
@@ -41,6 +46,7 @@ from scatterdp.training.plan import TrainingPlan, plan_from_config
 from scatterdp.training.preconditioning import check_directions
 from scatterdp.training.result import FitResult
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH
+from scatterdp.training.streaming import default_budget, matrix_bytes
 from scatterdp.training.validation import TrainingSubset, held_out_rows
 
 
@@ -52,6 +58,9 @@ class RunSettings(Protocol):
 
     @property
     def mini_batch_size(self) -> int | None: ...
+
+    @property
+    def memory_budget(self) -> str | None: ...
 
     @property
     def seed(self) -> int | None: ...
@@ -88,12 +97,17 @@ def run(config: BaselinesConfig, *, wait_for_features: float = 0.0) -> RunFolder
         UserError: see the message.
     """
     folder, config = opened(config)
-    device = resolve_device(config.device)
-    dataset = load_dataset(config.dataset, data_dir=config.data_dir, on_event=say)
+    device, ranks = resolve_device(config.device), ranks_of_environment()
+    if isinstance(config, TinyImagesConfig):
+        _check_file(config)
+    dataset = load_together(config.dataset, config.data_dir, ranks, on_event=say)
+    own = dataset
+    if isinstance(config, TinyImagesConfig):
+        dataset = _with_tiny_images(own, config)
     held_out = held_out_rows(dataset, config.validation) if config.validation else None
-    plan = plan_on(config, dataset, held_out)
+    plan = plan_on(config, dataset, held_out, own=own)
     trained = np.arange(len(dataset.x_train)) if held_out is None else np.flatnonzero(~held_out)
-    extractor = make_extractor(features_of(config, dataset), dataset.image_shape).to(device)
+    extractor = make_extractor(features_of(config, own), dataset.image_shape).to(device)
     make_classifier(plan.head, extractor.output_shape, dataset.num_classes)  # says so before minutes of extraction
     check_normalizer(plan, extractor)
     check_directions(plan.precondition, extractor)
@@ -115,8 +129,9 @@ def run(config: BaselinesConfig, *, wait_for_features: float = 0.0) -> RunFolder
         extractor,
         features_dir=config.features_dir,
         dtype=config.feature_dtype,
-        progress=True,
+        progress=ranks.rank == 0,
         lock_timeout=wait_for_features,
+        ranks=ranks,
     ) as features:
         seconds_extract = time.monotonic() - begin
         say(f"features: cached in {config.features_dir}")
@@ -129,24 +144,75 @@ def run(config: BaselinesConfig, *, wait_for_features: float = 0.0) -> RunFolder
             device=device,
             seconds_extract=seconds_extract,
             published_data=dataset.public,
-            augmented_images=dataset.x_train[trained] if config.augment else None,
+            augmented_images=_images_of(dataset, held_out) if config.augment else None,
+            assumptions=[_OF_TINY_IMAGES] if isinstance(config, TinyImagesConfig) else [],
             **({} if held_out is None else {"validation": TrainingSubset(features, np.flatnonzero(held_out))}),
         )
 
 
-def plan_on(config: BaselinesConfig, dataset: Dataset, held_out: np.ndarray | None) -> TrainingPlan:
+_OF_TINY_IMAGES = (
+    "All training images are private alike, the data set's own and those added to it. Which images were added, and their labels, are taken as "
+    "given, each a fact about its own image: labels or a choice made by a model that was trained on other images of the training set (the "
+    "published pseudo-labels: on CIFAR-10) tell about those, and that is not covered."
+)
+
+
+def _check_file(config: TinyImagesConfig) -> None:
+    """Raise ConfigError where the file of further images is not named or not there, before any work."""
+    if config.tiny_images is None:
+        raise ConfigError("tiny_images: not given; name the file with the further images, --tiny_images=FILE")
+    if not config.tiny_images.is_file():
+        raise ConfigError(
+            f"tiny_images={config.tiny_images}: no such file; give the published pickle, or an .npz or .h5 with data and "
+            "extrapolated_targets"
+        )
+
+
+def _with_tiny_images(dataset: Dataset, config: TinyImagesConfig) -> Dataset:
+    """The data set with as many further images as the config says.
+
+    Raises:
+        ConfigError: a data_size that cannot be had.
+        DatasetError: a file that does not fit.
+    """
+    x, y = open_labelled_images(
+        "tiny_images", str(config.tiny_images), image_shape=dataset.image_shape, num_classes=dataset.num_classes
+    )
+    own = len(dataset.x_train)
+    wanted = own + len(x) if config.data_size is None else config.data_size
+    if not own < wanted <= own + len(x):
+        raise ConfigError(
+            f"data_size={wanted}: expected {own + 1} to {own + len(x)}; {dataset.name} has {own} training images and "
+            f"{config.tiny_images} {len(x)}"
+        )
+    return with_more_images(dataset, x, y, count=wanted - own)
+
+
+def _images_of(dataset: Dataset, held_out: np.ndarray | None) -> np.ndarray:
+    """The images that are trained on; all of them stay where they are."""
+    return dataset.x_train if held_out is None else dataset.x_train[np.flatnonzero(~held_out)]
+
+
+def plan_on(
+    config: BaselinesConfig, dataset: Dataset, held_out: np.ndarray | None, *, own: Dataset | None = None
+) -> TrainingPlan:
     """What a config comes to on a data set, its noise multiplier known; of the data only public numbers count.
 
     Args:
         config: of the command.
         dataset: its data set.
         held_out: ``(N,)`` bool, the training examples that are not trained on; None: all are.
+        own: the data set without images that were added to it: its name finds the recipe, its size is an epoch. None: none were.
 
     Raises:
         UserError: the config does not fit the data set, or the budget cannot be met.
     """
     num_examples = len(dataset.x_train) if held_out is None else int((~held_out).sum())
-    return plan_from_config(config, dataset_name=_recipe_name(dataset), num_examples=num_examples)
+    own = own or dataset
+    epoch_examples = None if own is dataset else min(len(own.x_train), num_examples)
+    return plan_from_config(
+        config, dataset_name=_recipe_name(own), num_examples=num_examples, epoch_examples=epoch_examples
+    )
 
 
 def features_of(config: BaselinesConfig, dataset: Dataset) -> str:
@@ -162,8 +228,16 @@ def opened(config: _Config) -> tuple[RunFolder | None, _Config]:
     """What a config says of its run folder, checked before any work: the folder to go on with and the config in it, or neither.
 
     Raises:
-        UserError: the folder cannot be resumed, or a new one cannot be made there.
+        UserError: the folder cannot be resumed, a new one cannot be made there, or several processes were started for what one does.
     """
+    ranks = ranks_of_environment()
+    folder, config = ranks.share(_opened(config) if ranks.rank == 0 else None)
+    if getattr(config, "optim", None) == "LR":
+        check_one_process("optim=LR")
+    return folder, config
+
+
+def _opened(config: _Config) -> tuple[RunFolder | None, _Config]:
     if config.resume is None:
         if config.run_dir is not None:
             RunFolder.check_new(config.run_dir)
@@ -180,7 +254,7 @@ def make_log_folder(logdir: Path | None) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    if logdir is None:
+    if logdir is None or not is_first():
         return
     try:
         logdir.mkdir(parents=True, exist_ok=True)
@@ -219,23 +293,50 @@ def train_and_record(
     Raises:
         UserError: see the message.
     """
+    processes = processes_of_environment(device)
+    plan = processes.share(plan)
     resumed = folder is not None
     if folder is None:
-        folder = RunFolder.create(config.run_dir or new_run_dir(features.dataset_name), config)
-    with folder.locked():
-        checkpoint = Checkpoint.load(folder.checkpoint) if resumed and folder.has_begun else None
-        folder.write_metrics(checkpoint.metrics if checkpoint else [])
+        made = processes.rank == 0
+        folder = processes.share(
+            RunFolder.create(config.run_dir or new_run_dir(features.dataset_name), config) if made else None
+        )
+    assert folder is not None
+    with folder.locked() if processes.rank == 0 else nullcontext():
+        checkpoint = None
+        if processes.rank == 0:
+            checkpoint = _taken_up(folder, processes) if resumed and folder.has_begun else None
+            folder.write_metrics(checkpoint.metrics if checkpoint else [])
+        again = f"go on with {launcher()} {config.module_name()} --resume={folder.path}"
         try:
-            result = _fit(config, features, plan, extractor, published_data, folder, checkpoint, device, further)
+            result = _fit(
+                config, features, plan, extractor, published_data, folder, checkpoint, device, processes, further
+            )
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"interrupted: go on with python -m {config.module_name()} --resume={folder.path}"
-            ) from None
-        folder.write_test_predictions(result.test_predictions, features.labels("test"), by_example=published_data)
-        _record(folder, plan, result, seconds_extract)
+            raise KeyboardInterrupt(f"interrupted: {again}") from None
+        except ProcessLostError as error:
+            raise ProcessLostError(f"{error}: {again}") from error
+        if processes.rank == 0:
+            folder.write_test_predictions(result.test_predictions, features.labels("test"), by_example=published_data)
+            _record(folder, plan, result, seconds_extract)
+    processes.wait()  # for the record
     _report(plan, result)
     say(f"run folder: {folder.path}")
     return folder
+
+
+def _taken_up(folder: RunFolder, processes: Processes) -> Checkpoint:
+    """The checkpoint to go on from. What has been shown beyond it is noted in it, before the metrics forget it.
+
+    Raises:
+        UserError: it is damaged, or other processes cannot go on with it.
+    """
+    checkpoint = Checkpoint.load(folder.checkpoint)
+    if (shown := folder.count_metrics()) > checkpoint.released:
+        checkpoint = dataclasses.replace(checkpoint, released=shown)
+        checkpoint.save(folder.checkpoint)
+    checkpoint.history_with(processes.size)
+    return checkpoint
 
 
 def _fit(
@@ -247,9 +348,10 @@ def _fit(
     folder: RunFolder,
     checkpoint: Checkpoint | None,
     device: torch.device,
+    processes: Processes,
     further: dict[str, Any],
 ) -> FitResult:
-    with _tensorboard(config.logdir) as log:
+    with _tensorboard(config.logdir if processes.rank == 0 else None) as log:
 
         def on_metrics(row: dict[str, Any]) -> None:
             folder.append_metrics(row)
@@ -267,14 +369,30 @@ def _fit(
             extractor=extractor,
             key=key,
             device=device,
+            memory_budget=None if "rows_of" in further else _memory_budget(config, features, device, processes.size),
             physical_batch_size=config.mini_batch_size or DEFAULT_PHYSICAL_BATCH,
             published_data=published_data,
             train_metrics=config.train_metrics,
             resume=checkpoint,
             on_metrics=on_metrics,
             on_checkpoint=lambda state: state.save(folder.checkpoint),
+            processes=processes,
             **further,
         )
+
+
+def _memory_budget(config: RunSettings, features: Features, device: torch.device, processes: int) -> int | None:
+    """Bytes that rows may take; says so where they are more."""
+    if config.memory_budget is not None:
+        budget = bytes_of(config.memory_budget, argument="memory_budget")
+    else:
+        budget = default_budget(device, processes)
+    rows = sum(matrix_bytes(features, split) for split in SPLITS) // processes
+    if budget is not None and rows > budget:
+        say(
+            f"memory: {rows / 1e9:.2f} GB of features, a budget of {budget / 1e9:.2f} GB: batches are read from the disk"
+        )
+    return budget
 
 
 def _record(folder: RunFolder, plan: TrainingPlan, result: FitResult, seconds_extract: float) -> None:
@@ -347,6 +465,8 @@ def _reopen(config: _Config, path: Path) -> tuple[RunFolder, _Config]:
 
 def announce(config: TrainingConfig, plan: TrainingPlan) -> None:
     """Print the plan and what it costs; a warning where δ is too large."""
+    if not is_first():
+        return
     if config.optim == "LR":
         say("optim=LR: logistic regression, NOT PRIVATE")
         return
@@ -399,8 +519,9 @@ def _tensorboard(logdir: Path | None) -> Iterator[Callable[[dict[str, Any]], Non
 
 
 def say(line: str) -> None:
-    """Print a line at once."""
-    print(line, flush=True)
+    """Print a line at once; of several processes the first does."""
+    if is_first():
+        print(line, flush=True)
 
 
 def command_line(config_class: type[BaselinesConfig], description: str, arguments: list[str] | None) -> int:
@@ -408,6 +529,6 @@ def command_line(config_class: type[BaselinesConfig], description: str, argument
 
     def command() -> None:
         program = f"python -m {config_class.module_name()}"
-        run(tyro.cli(config_class, prog=program, args=arguments, use_underscores=True, description=description))
+        run(parsed(config_class, prog=program, args=arguments, description=description))
 
     return exit_code(command)

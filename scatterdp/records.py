@@ -170,6 +170,11 @@ class RunFolder:
         """Replace ``metrics.jsonl`` by these rows."""
         self._replace("metrics.jsonl", "".join(_line(row) for row in rows).encode())
 
+    def count_metrics(self) -> int:
+        """How many rows ``metrics.jsonl`` has: epochs that have been shown."""
+        path = self.path / "metrics.jsonl"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Add one row to ``metrics.jsonl``."""
         with (self.path / "metrics.jsonl").open("a") as file:

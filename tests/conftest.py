@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import scatterdp
 from scatterdp import baselines
 from scatterdp.cache import FeatureCache, extract_features
 from scatterdp.datasets import Dataset, load_dataset
@@ -29,6 +33,34 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def torchrun() -> Callable[..., subprocess.Popen[str]]:
+    """``torchrun(count, "scatterdp", "extract", …)``: so many processes of a module, connected over a free port."""
+
+    def start(count: int, *arguments: str, **how: Any) -> subprocess.Popen[str]:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+        here = {**os.environ, "PYTHONPATH": str(Path(scatterdp.__file__).parents[1])}
+        return subprocess.Popen(
+            [*launcher, "-m", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=here, **how
+        )
+
+    return start
+
+
+@pytest.fixture
+def worker_of() -> Callable[[subprocess.Popen[str], int], int]:
+    """The process number of one rank below a launcher; Linux only."""
+
+    def find(launcher: subprocess.Popen[str], rank: int) -> int:
+        for children in Path(f"/proc/{launcher.pid}/task").glob("*/children"):
+            for pid in children.read_text().split():
+                if f"RANK={rank}" in Path(f"/proc/{pid}/environ").read_text().split("\0"):
+                    return int(pid)
+        raise AssertionError(f"no process of rank {rank}")
+
+    return find
 
 
 _known_epsilons: dict[Any, float] = {}

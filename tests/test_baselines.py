@@ -46,6 +46,7 @@ FILES = {
     "model.safetensors",
     "model_ema.safetensors",
     "summary.json",
+    "test_predictions.npz",
 }
 QUICK = ("--dataset=digits", "--epochs=2", "--noise_multiplier=4", "--device=cpu")
 LIMIT = 300  # seconds for a process that should need ten

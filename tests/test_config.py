@@ -50,6 +50,7 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "data_dir": (["--data_dir=/somewhere"], Path("/somewhere")),
     "features_dir": (["--features_dir=elsewhere"], Path("elsewhere")),
     "feature_dtype": (["--feature_dtype=float16"], "float16"),
+    "memory_budget": (["--memory_budget=4GB"], "4GB"),
     "run_dir": (["--run_dir=runs/one"], Path("runs/one")),
     "resume": (["--resume=runs/one"], Path("runs/one")),
     "train_metrics": (["--train_metrics"], True),

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-import tyro
-
 from scatterdp.cache import ranks_of_environment
-from scatterdp.commands.extract import extract_to_cache, load_images
+from scatterdp.commands.extract import extract_to_cache
+from scatterdp.datasets.together import load_together
 from scatterdp.errors import ConfigError, DatasetError
-from scatterdp.exits import exit_code
+from scatterdp.exits import exit_code, parsed
 from scatterdp.training.device import resolve_device
 from transfer.sources import make_backbone
 
@@ -68,7 +67,7 @@ def extract_backbone(
             raise ConfigError(f"{name}={value}: expected a number above 0" + (" and at most 1" if most == 1 else ""))
     ranks = ranks_of_environment()
     try:
-        dataset = load_images(config.images, config.data_dir, ranks)
+        dataset = load_together(config.images, config.data_dir, ranks)
     except DatasetError as error:  # the other commands' flag is called dataset
         raise DatasetError(str(error).replace("--dataset=", "--images=", 1)) from error
     extractor = make_backbone(
@@ -96,10 +95,6 @@ def command_line(
     """Parse a command line into a config, extract, return the exit code."""
 
     def command() -> None:
-        extract(
-            tyro.cli(
-                config_class, prog=f"python -m {module}", args=arguments, use_underscores=True, description=description
-            )
-        )
+        extract(parsed(config_class, prog=f"python -m {module}", args=arguments, description=description))
 
     return exit_code(command)

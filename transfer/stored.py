@@ -133,12 +133,33 @@ class NpyFeatures:
         """``(N,)`` int64."""
         return self.dataset.split(split)[1]
 
-    def iter_rows(self, split: Split, rows_per_block: int) -> Iterator[tuple[int, np.ndarray]]:
-        """First row and ``(b, K, h, w)`` float32 features of each block."""
-        array = self._arrays[split]
-        for start in range(0, len(array), rows_per_block):
+    def iter_rows(
+        self, split: Split, rows_per_block: int, *, first: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """First row and ``(b, K, h, w)`` float32 features of each block, from row ``first`` to before ``stop`` (None: all)."""
+        array = self._arrays[split][:stop]
+        for start in range(first, len(array), rows_per_block):
             block = np.array(array[start : start + rows_per_block], np.float32)  # a copy: the file is not to be changed
             yield start, block.reshape(len(block), *self.output_shape)
+
+    def row_reader(self, split: Split) -> _NpyReader:
+        """Reads rows ``(b, K, h, w)`` float32 by number."""
+        return _NpyReader(self._arrays[split], self.output_shape)
+
+
+@dataclass(frozen=True, eq=False)
+class _NpyReader:
+    """Rows of a mapped array."""
+
+    array: np.ndarray
+    shape: tuple[int, int, int]
+
+    def expect(self, rows: np.ndarray) -> None:
+        """A mapped file is fetched when it is read."""
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """``(len(rows), K, h, w)`` float32."""
+        return np.asarray(self.array[rows], np.float32).reshape(len(rows), *self.shape)
 
 
 def is_npy(prefix: Path) -> bool:

@@ -22,12 +22,10 @@ from __future__ import annotations
 import contextlib
 import sys
 
-import tyro
-
-from scatterdp.cache import FeatureCache, Features
-from scatterdp.datasets import load_dataset
+from scatterdp.cache import FeatureCache, Features, ranks_of_environment
+from scatterdp.datasets.together import load_together
 from scatterdp.errors import ConfigError
-from scatterdp.exits import exit_code
+from scatterdp.exits import exit_code, parsed
 from scatterdp.experiment import announce, make_log_folder, opened, say, train_and_record
 from scatterdp.extractors.base import Extractor
 from scatterdp.records import RunFolder
@@ -57,12 +55,12 @@ def run(config: TransferConfig) -> RunFolder:
     """
     folder, config = opened(config)
     assert config.feature_path is not None
-    device = resolve_device(config.device)
+    device, ranks = resolve_device(config.device), ranks_of_environment()
     statistics = None
     with contextlib.ExitStack() as stack:
         if is_npy(config.feature_path):
             _check_files(config)
-            dataset = load_dataset(config.dataset, data_dir=config.data_dir, on_event=say)
+            dataset = load_together(config.dataset, config.data_dir, ranks, on_event=say)
             features: Features = NpyFeatures(config.feature_path, dataset)
             published = dataset.public
             if config.input_norm is None:
@@ -145,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def command() -> None:
         program = f"python -m {TransferConfig.module_name()}"
-        run(tyro.cli(TransferConfig, prog=program, args=arguments, use_underscores=True, description=__doc__))
+        run(parsed(TransferConfig, prog=program, args=arguments, description=__doc__))
 
     return exit_code(command)
 

@@ -22,6 +22,7 @@ import torch
 
 from scatterdp.benchmarking.contenders import CONTENDERS
 from scatterdp.benchmarking.networks import make_batch, make_network
+from scatterdp.sizes import report_field
 from scatterdp.training.device import resolve_device
 
 _STATUS = Path("/proc/self/status")
@@ -109,11 +110,6 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def available_memory() -> int | None:
-    """Bytes of main memory that are free or can be freed, or None where the system does not say (Linux does)."""
-    return _field(Path("/proc/meminfo"), "MemAvailable")
-
-
 def _answer(question: Question, sender: Connection) -> None:
     """Send None once all is warm, then the answer; or the answer alone when it comes early."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the asking process, which ends this one
@@ -158,7 +154,7 @@ def _watch_cpu(max_memory: int | None) -> Callable[[], int | None]:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)  # what the first step has freed goes back, or the second would seem to need less
-    before, taken = _field(_STATUS, "VmRSS"), _field(_STATUS, "VmData")
+    before, taken = report_field(_STATUS, "VmRSS"), report_field(_STATUS, "VmData")
     if before is None or taken is None:
         return lambda: None
     if max_memory is not None:
@@ -167,14 +163,7 @@ def _watch_cpu(max_memory: int | None) -> Callable[[], int | None]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
 
     def peak_since() -> int | None:
-        peak = _field(_STATUS, "VmHWM")
+        peak = report_field(_STATUS, "VmHWM")
         return None if peak is None else max(0, peak - before)
 
     return peak_since
-
-
-def _field(path: Path, name: str) -> int | None:
-    """Bytes, from a line ``name: N kB``."""
-    if not path.exists():
-        return None
-    return next((1024 * int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith(name)), None)

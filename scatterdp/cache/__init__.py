@@ -16,17 +16,20 @@ order of events. ``features/README.md`` describes the schema.
 
 from scatterdp.cache.extraction import extract_features
 from scatterdp.cache.files import SPLITS, Split, cache_path, companion_paths, partial_path
+from scatterdp.cache.gathering import RowFile, RowReader
 from scatterdp.cache.listing import Summary, is_feature_cache, list_caches, summarize
 from scatterdp.cache.lock import lock_owner, writer_lock
-from scatterdp.cache.ranks import Ranks, ranks_of_environment
 from scatterdp.cache.reading import FeatureCache, Features
 from scatterdp.cache.verification import verify
+from scatterdp.ranks import Ranks, ranks_of_environment
 
 __all__ = [
     "SPLITS",
     "FeatureCache",
     "Features",
     "Ranks",
+    "RowFile",
+    "RowReader",
     "Split",
     "Summary",
     "cache_path",

@@ -5,7 +5,7 @@
     store     cast, check, ‖x‖², digest, write                         in order, up to two batches behind
     sync      everything written so far to the disk, then the journal  twice a second
 
-Several processes (:mod:`scatterdp.cache.ranks`) share what is missing; the first makes the file and publishes it.
+Several processes (:mod:`scatterdp.ranks`) share what is missing; the first makes the file and publishes it.
 
 Rows are written at their fixed places; what the journal counts has reached the disk. The operating system is told to forget
 written pages: a cache larger than memory would push out everything else, and pages that are used again are far cheaper than
@@ -36,11 +36,11 @@ from scatterdp.cache.files import SPLITS, Split, cache_path, check_dtype, journa
 from scatterdp.cache.journal import Intervals, count, journaled, merged, missing, write_journal
 from scatterdp.cache.layout import Layout, Place, create, places_of, sync_folder
 from scatterdp.cache.lock import writer_lock
-from scatterdp.cache.ranks import Alone, Ranks
 from scatterdp.cache.reading import FeatureCache
 from scatterdp.cache.schema import open_hdf5, read_attributes
 from scatterdp.datasets.images import to_channels_first_float
 from scatterdp.errors import CacheError, ConfigError
+from scatterdp.ranks import Alone, Ranks
 
 if TYPE_CHECKING:
     import torch

@@ -11,6 +11,7 @@ import numpy as np
 
 from scatterdp.cache.digests import chunk_digest
 from scatterdp.cache.files import DTYPES, SPLITS, Split, remedy
+from scatterdp.cache.gathering import RowFile, RowReader
 from scatterdp.cache.schema import open_hdf5, read_attributes
 from scatterdp.errors import CacheError, ConfigError
 
@@ -52,7 +53,11 @@ class Features(Protocol):
 
     def labels(self, split: Split) -> np.ndarray: ...
 
-    def iter_rows(self, split: Split, rows_per_block: int) -> Iterator[tuple[int, np.ndarray]]: ...
+    def iter_rows(
+        self, split: Split, rows_per_block: int, *, first: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]: ...
+
+    def row_reader(self, split: Split) -> RowReader: ...
 
 
 class FeatureCache:
@@ -187,12 +192,15 @@ class FeatureCache:
         """``(N,)`` float64: ‖x‖² of each example's features as they are stored."""
         return self._read(split, "squared_norms", slice(None))
 
-    def iter_rows(self, split: Split, rows_per_block: int) -> Iterator[tuple[int, np.ndarray]]:
+    def iter_rows(
+        self, split: Split, rows_per_block: int, *, first: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """Read a split from first to last; every chunk is compared with its digest.
 
         Args:
             split: ``"train"`` or ``"test"``.
             rows_per_block: examples a block; the last block may be shorter.
+            first, stop: only the rows from ``first`` to before ``stop``. None: to the last.
 
         Yields:
             ``(start, block)``: the block's first row and its ``(B, K, h, w)`` features, the caller's to change.
@@ -203,13 +211,17 @@ class FeatureCache:
         if rows_per_block < 1:
             raise ConfigError(f"rows_per_block={rows_per_block}: expected an integer ≥ 1")
         chunk, total = self.rows_per_chunk(split), self.num_rows(split)
+        stop = total if stop is None else stop
+        if not 0 <= first <= stop <= total:
+            raise ConfigError(f"rows {first} to {stop}: expected 0 ≤ first ≤ stop ≤ {total} ({split} split)")
         at_once = math.ceil(rows_per_block / chunk) * chunk
-        start, rest = 0, np.empty((0, *self.output_shape), DTYPES[self.dtype])
-        for first in range(0, total, at_once):
-            rows = self._read(split, "features", slice(first, first + at_once))
-            self._check_digests(split, first, rows)
+        start, rest = first, np.empty((0, *self.output_shape), DTYPES[self.dtype])
+        for begin in range(first // chunk * chunk, stop, at_once):  # whole chunks: a digest is one of a chunk
+            rows = self._read(split, "features", slice(begin, begin + at_once))
+            self._check_digests(split, begin, rows)
+            rows = rows[max(0, first - begin) : stop - begin]
             rest = np.concatenate([rest, rows]) if len(rest) else rows
-            while len(rest) >= rows_per_block or (start + len(rest) == total and len(rest)):
+            while len(rest) >= rows_per_block or (start + len(rest) == stop and len(rest)):
                 yield start, rest[:rows_per_block]
                 start, rest = start + len(rest[:rows_per_block]), rest[rows_per_block:]
 
@@ -242,6 +254,29 @@ class FeatureCache:
             start, stop = wanted[places[0]], wanted[places[-1]] + 1
             result[places] = self._read(split, "features", slice(start, stop))[wanted[places] - start]
         return result
+
+    def row_reader(self, split: Split) -> RowFile:
+        """Reads rows ``(b, K, h, w)`` by number, fast; they are not compared with digests.
+
+        Raises:
+            CacheError: the file cannot be opened again, or is damaged.
+        """
+        features, offsets = self.group(split)["features"], {}
+        try:
+            file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (closed by the reader)
+            features.id.chunk_iter(lambda info: offsets.__setitem__(info.chunk_offset[0], info.byte_offset))
+        except OSError as error:
+            raise CacheError(f"{self.path}: cannot be opened again ({error.strerror}); was it removed?") from error
+        except RuntimeError as error:
+            raise CacheError(f"{self.path}: its structure is damaged ({error}); {remedy(self.path)}") from error
+        return RowFile(
+            file,
+            name=str(self.path),
+            shape=self.output_shape,
+            dtype=DTYPES[self.dtype],
+            chunks=np.array([offsets[start] for start in sorted(offsets)]),
+            rows_per_chunk=self.rows_per_chunk(split),
+        )
 
     def _read(self, split: Split, name: str, rows: slice) -> np.ndarray:
         try:

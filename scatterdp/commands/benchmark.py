@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import json
 import platform
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -34,12 +33,11 @@ from scatterdp.benchmarking import (
     measure,
     probe,
 )
-from scatterdp.benchmarking.probe import available_memory
 from scatterdp.errors import ConfigError
+from scatterdp.sizes import available_memory, bytes_of
 from scatterdp.training.device import resolve_device
 
 TOLERANCE = 1e-4
-_UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,22 +81,7 @@ class BenchmarkConfig:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name}={getattr(self, name)}: expected a number > 0")
         if self.memory_bound is not None:
-            bytes_of(self.memory_bound)
-
-
-def bytes_of(size: str) -> int:
-    """Bytes of a size in words, in powers of ten.
-
-    >>> bytes_of("1.5GB"), bytes_of("500 MB")
-    (1500000000, 500000000)
-
-    Raises:
-        ConfigError: not a size.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(kB|MB|GB)", size)
-    if match is None or not float(match[1]):
-        raise ConfigError(f"memory_bound={size!r}: expected a size such as 500MB or 2GB")
-    return int(float(match[1]) * _UNITS[match[2]])
+            bytes_of(self.memory_bound, argument="memory_bound")
 
 
 def gradcheck(config: BenchmarkConfig) -> int:
@@ -134,7 +117,7 @@ def benchmark(config: BenchmarkConfig) -> list[Cell]:
         UserError: see the message.
     """
     device = resolve_device(config.device)
-    bound = None if config.memory_bound is None else bytes_of(config.memory_bound)
+    bound = None if config.memory_bound is None else bytes_of(config.memory_bound, argument="memory_bound")
     free = available_memory() if device.type == "cpu" else None
     if bound is not None and free is not None and bound > _share(free):
         raise ConfigError(

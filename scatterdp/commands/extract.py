@@ -14,12 +14,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from scatterdp.cache import FeatureCache, Ranks, extract_features, ranks_of_environment
 from scatterdp.commands.pictures import check_picture
-from scatterdp.datasets import Dataset, load_dataset
+from scatterdp.datasets import Dataset
+from scatterdp.datasets.together import load_together
 from scatterdp.errors import ConfigError
+from scatterdp.exits import parsed
 from scatterdp.extractors import make_extractor
 from scatterdp.extractors.base import Extractor
 from scatterdp.extractors.scatternet import ScatterNet
@@ -76,7 +76,7 @@ def extract(config: ExtractConfig) -> FeatureCache:
     if config.plot is not None:
         check_picture("plot", config.plot)
     ranks = ranks_of_environment()
-    dataset = load_images(config.dataset, config.data_dir, ranks)
+    dataset = load_together(config.dataset, config.data_dir, ranks)
     extractor = make_extractor(config.extractor, dataset.image_shape, **config.settings())
     if config.plot is not None and not isinstance(extractor, ScatterNet):
         raise ConfigError(f"plot={config.plot}: there is a picture of scatternet only, this is {extractor.name}")
@@ -95,18 +95,6 @@ def extract(config: ExtractConfig) -> FeatureCache:
         plot_scattering(extractor, dataset.x_test[0], config.plot)
         print(f"picture: {config.plot}")
     return features
-
-
-def load_images(name: str, data_dir: Path | None, ranks: Ranks) -> Dataset:
-    """A data set for all the processes that extract together: the first fetches it, the others find it.
-
-    Raises:
-        DatasetError: see :func:`scatterdp.datasets.load_dataset`.
-    """
-    if ranks.rank == 0:
-        load_dataset(name, data_dir=data_dir, on_event=print)
-    ranks.wait()
-    return load_dataset(name, data_dir=data_dir)
 
 
 def extract_to_cache(
@@ -139,6 +127,6 @@ def run(argv: list[str]) -> int:
     Raises:
         UserError: see the message.
     """
-    config = tyro.cli(ExtractConfig, prog="scatterdp extract", args=argv, use_underscores=True, description=__doc__)
+    config = parsed(ExtractConfig, prog="scatterdp extract", args=argv, description=__doc__)
     extract(config).close()
     return 0

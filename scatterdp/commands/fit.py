@@ -3,6 +3,7 @@
     python -m scatterdp fit --features=my.npy --labels=labels.npy --target_epsilon=2
     python -m scatterdp fit --features=my.csv --labels=species --test_features=test.csv --test_labels=species
     python -m scatterdp fit --features=FOLDER                      # images: FOLDER/<class>/*.png, or train/ and test/ of these
+    torchrun --nproc_per_node=4 -m scatterdp fit --features=my.h5 --labels=my.h5:y     # several processes, each a part of the rows
 
 The number of examples, the shape of one and the set of classes are public; nothing else of the training data is printed or
 written but what the certificate covers. ``python -m scatterdp predict`` uses the classifier.
@@ -19,17 +20,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import tyro
 
 from scatterdp.config import DEFAULT_TARGET_EPSILON
 from scatterdp.errors import ConfigError
 from scatterdp.estimators import DPClassifier
-from scatterdp.exits import INTERRUPTED_WITH_NOTHING
+from scatterdp.exits import INTERRUPTED_WITH_NOTHING, parsed
 from scatterdp.linear import HeadName
 from scatterdp.privacy.accounting import delta_warning
 from scatterdp.privacy.certificate import rounded_up, with_publication
 from scatterdp.records import RunFolder, new_run_dir, peak_memory_bytes
 from scatterdp.tables import FeatureTable, Tables, read_tables, row_blocks
+from scatterdp.training.distributed import processes_of_environment
 
 DEFAULT_EXTRACTOR = "scatternet"
 _MOST_CLASSES = 20  # that are printed
@@ -87,7 +88,8 @@ def fit(config: FitConfig) -> Path:
     Raises:
         UserError: see the message; then nothing was written.
     """
-    if config.run_dir is not None:
+    processes = processes_of_environment()
+    if config.run_dir is not None and processes.rank == 0:
         RunFolder.check_new(config.run_dir, resumable=False)
     tables = read_tables(config.features, config.labels, config.test_features, config.test_labels)
     train = tables.train
@@ -95,7 +97,8 @@ def fit(config: FitConfig) -> Path:
         raise ConfigError(
             f"extractor={config.extractor}: is for images, {config.features} holds features already; leave it out"
         )
-    _announce(config, tables)
+    if processes.rank == 0:
+        _announce(config, tables)
     classifier = DPClassifier(
         epsilon=config.target_epsilon,
         delta=config.target_delta,
@@ -105,8 +108,17 @@ def fit(config: FitConfig) -> Path:
         random_state=config.seed,
     )
     begin = time.monotonic()
-    classifier.fit(train.x, train.labels)
+    classifier.fit_together(train.x, train.labels, processes)
     seconds = time.monotonic() - begin
+    path = processes.share(config.run_dir or new_run_dir(train.name))
+    if processes.rank == 0:
+        _record(config, path, classifier, tables, seconds)
+    processes.wait()  # for the record
+    return path
+
+
+def _record(config: FitConfig, path: Path, classifier: DPClassifier, tables: Tables, seconds: float) -> None:
+    train = tables.train
     accuracy = None if tables.test is None else accuracy_on(classifier, tables.test)
     exact = (
         ["seconds_fit", "peak_memory_bytes"]
@@ -115,7 +127,6 @@ def fit(config: FitConfig) -> Path:
     )
     certificate = with_publication(classifier.privacy_certificate_, data_name=train.name, not_private=exact)
     classifier.privacy_certificate_ = certificate  # the model's file holds it too
-    path = config.run_dir or new_run_dir(train.name)
     with RunFolder.whole(path, config) as folder:
         classifier.save(folder.path / "model.safetensors")
         folder.write_json("certificate.json", certificate)
@@ -141,7 +152,6 @@ def fit(config: FitConfig) -> Path:
         f"after {seconds:.1f} s"
     )
     print(f"run folder: {path}")
-    return path
 
 
 def accuracy_on(classifier: DPClassifier, test: FeatureTable) -> float:
@@ -174,7 +184,7 @@ def run(argv: list[str]) -> int:
     Raises:
         UserError: see the message.
     """
-    config = tyro.cli(FitConfig, prog="scatterdp fit", args=argv, use_underscores=True, description=__doc__)
+    config = parsed(FitConfig, prog="scatterdp fit", args=argv, description=__doc__)
     try:
         fit(config)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""A data set in memory: uint8 images and integer labels, train and test, with a fingerprint."""
+"""A data set: uint8 images and integer labels, train and test, with a fingerprint."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from functools import cached_property
 
 import numpy as np
 
+from scatterdp.datasets.images import Images
 from scatterdp.errors import DatasetError
 
+_DIGEST_ROWS = 1 << 14
 
-def array_digest(array: np.ndarray) -> str:
+
+def array_digest(array: Images) -> str:
     """SHA-256 of an array's bytes in C order (hexadecimal). Shape and dtype are not part of it."""
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+    digest = hashlib.sha256()
+    for start in range(0, len(array), _DIGEST_ROWS):  # an array on the disk is read piece by piece
+        digest.update(np.ascontiguousarray(array[start : start + _DIGEST_ROWS]).data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,7 +28,8 @@ class Dataset:
 
     Args:
         name: short name, usable in a file name.
-        x_train: ``(N, H, W)`` grey or ``(N, H, W, 3)`` RGB, uint8.
+        x_train: ``(N, H, W)`` grey or ``(N, H, W, 3)`` RGB, uint8; an array, or images that are read when rows are asked for
+            (:class:`scatterdp.datasets.joined.JoinedImages`).
         y_train: ``(N,)`` int64 in ``[0, num_classes)``.
         x_test: like ``x_train``, the same image shape.
         y_test: like ``y_train``.

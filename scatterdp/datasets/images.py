@@ -1,8 +1,27 @@
-"""From stored images to what extractors read."""
+"""Stored images: what an array of them has to offer, and how extractors read them."""
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import numpy as np
+
+
+class Images(Protocol):
+    """Images ``(N, H, W)`` or ``(N, H, W, 3)`` uint8: a NumPy array, a memory map, or something that reads rows when asked."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    @property
+    def ndim(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray: ...
 
 
 def to_channels_first_float(images: np.ndarray) -> np.ndarray:

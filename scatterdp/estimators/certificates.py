@@ -16,6 +16,7 @@ from scatterdp.privacy.certificate import make_certificate, rounded_up
 from scatterdp.privacy.ledger import Ledger, LedgerEntry
 from scatterdp.privacy.randomness import Origin, RandomKey
 from scatterdp.privacy.sampling import ShuffledBatches
+from scatterdp.training.distributed import LIMITS, describe
 
 NAME = "the arrays given to fit"
 
@@ -40,6 +41,7 @@ def estimator_certificate(
     model: dict[str, Any] | None = None,
     not_private: Sequence[str] = (),
     more_limits: Sequence[str] = (),
+    processes: int = 1,
 ) -> dict[str, Any]:
     """The certificate of one fit.
 
@@ -53,6 +55,7 @@ def estimator_certificate(
         features: how X became features; None: it was features.
         model: how the model was made.
         not_private, more_limits: see :func:`scatterdp.privacy.certificate.make_certificate`.
+        processes: how many of them made the fit together.
     """
     sampler = sampler or every_row(X.shape[0])
     data: dict[str, Any] = {"name": NAME, "num_train": X.shape[0]}
@@ -72,7 +75,8 @@ def estimator_certificate(
         or {"extractor": "given", "shape": [int(n) for n in X.shape[1:]], "dtype": str(getattr(X, "dtype", ""))},
         not_private=list(not_private),
         model=model,
-        more_limits=[*more_limits, REFITS],
+        computation=None if processes == 1 else describe([(0, processes)], sampled=sampler["kind"] != "none"),
+        more_limits=[*more_limits, REFITS, *(LIMITS if processes > 1 else ())],
     )
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from scatterdp.linear import Budget, HeadName, Matrix
     from scatterdp.privacy.accounting import Accountant
     from scatterdp.privacy.ledger import LedgerEntry
+    from scatterdp.training.distributed import Processes
 
 
 class DPClassifier(ClassifierMixin, BaseEstimator):
@@ -96,8 +97,13 @@ class DPClassifier(ClassifierMixin, BaseEstimator):
             ConfigError: a parameter is out of range.
             BudgetError: the budget cannot be met.
         """
+        return self.fit_together(X, y)
+
+    def fit_together(self, X: Any, y: Any, processes: Processes | None = None) -> Self:
+        """:meth:`fit` by several processes, each of which calls it with the same X and y."""
         from scatterdp.estimators.certificates import count_fit
         from scatterdp.estimators.fitting import fit_classifier
+        from scatterdp.training.distributed import ONE
 
         rows = self._checked(X, reset=True)
         labels = inputs.check_labels(rows, y)
@@ -112,6 +118,7 @@ class DPClassifier(ClassifierMixin, BaseEstimator):
             head=self.head,
             centre=self.centre,
             key=inputs.random_key(self.random_state),
+            processes=processes or ONE,
         )
         self.classes_ = classes
         count_fit(self, self.privacy_certificate_)

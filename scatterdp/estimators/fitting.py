@@ -19,6 +19,7 @@ from scatterdp.extractors.reference import DESCRIPTION
 from scatterdp.heads import Head
 from scatterdp.linear import Budget, HeadName, Matrix, Problem, fit_linear, plan_linear
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.training.distributed import ONE, Processes
 
 CLASSES_FROM_LABELS = "The set of classes was read from the labels and is treated as public; where it is not, name all classes beforehand (classes=)."
 
@@ -43,6 +44,7 @@ def fit_classifier(
     head: HeadName,
     centre: bool | None,
     key: RandomKey,
+    processes: Processes = ONE,
 ) -> tuple[Head, Images | None, dict[str, Any]]:
     """A private head of rows or images as they come, what it reads, and its certificate.
 
@@ -52,7 +54,7 @@ def fit_classifier(
         classes: ``(C,)`` labels, for the certificate.
         classes_from_labels: they were read from private labels.
         features: an extractor's specification.
-        budget, head, centre, key: see :func:`scatterdp.linear.fit_linear`.
+        budget, head, centre, key, processes: see :func:`scatterdp.linear.fit_linear`.
     """
     images, channels, normalizers, rows, described = None, None, [], X, None
     if features is not None:
@@ -70,7 +72,15 @@ def fit_classifier(
             "scale": f"mean 0 and deviation 1 of each channel on {DESCRIPTION}",
         }
     fit = fit_linear(
-        rows, y, num_classes=len(classes), budget=budget, key=key, head=head, centre=centre, channels=channels
+        rows,
+        y,
+        num_classes=len(classes),
+        budget=budget,
+        key=key,
+        head=head,
+        centre=centre,
+        channels=channels,
+        processes=processes,
     )
     certificate = estimator_certificate(
         fit.ledger,
@@ -84,6 +94,7 @@ def fit_classifier(
         model={"name": fit.method, **fit.settings},
         not_private=["score"],
         more_limits=[CLASSES_FROM_LABELS] if classes_from_labels else [],
+        processes=processes.size,
     )
     whole = Head(nn.Sequential(*normalizers, fit.head.normalizer), fit.head.classifier).eval()
     return whole, images, certificate

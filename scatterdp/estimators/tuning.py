@@ -80,7 +80,7 @@ class NoisyAccuracy:
 
     def __call__(self, estimator: Any, X: Any, y: Any) -> float:
         """Accuracy with noise; may fall outside [0, 1]."""
-        from scatterdp.privacy.noise import gaussian_noise
+        from scatterdp.privacy.noise import noisy_count
 
         predicted = np.asarray(estimator.predict(X))
         correct = predicted == np.asarray(y)
@@ -88,15 +88,11 @@ class NoisyAccuracy:
         parameters = estimator.get_params() if hasattr(estimator, "get_params") else {}
         told = [type(estimator).__qualname__, *(f"{name}={value!r}" for name, value in sorted(parameters.items()))]
         exact = [_digest(X), _digest(y), _digest(predicted), *(re.sub(r" at 0x[0-9A-Fa-f]+", "", one) for one in told)]
-        noise = gaussian_noise(
-            (1,),
-            noise_multiplier=self.noise_multiplier,
-            sensitivity=1.0,
-            key=inputs.random_key(self.random_state).bound_to(repr(("accuracy", exact, self.noise_multiplier))),
-            purpose="accuracy",
-            counter=0,
+        key = inputs.random_key(self.random_state).bound_to(repr(("accuracy", exact, self.noise_multiplier)))
+        right = noisy_count(
+            int(correct.sum()), noise_multiplier=self.noise_multiplier, key=key, purpose="accuracy", counter=0
         )
-        return (float(correct.sum()) + float(noise)) / len(correct)
+        return right / len(correct)
 
 
 def tuning_certificate(

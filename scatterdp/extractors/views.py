@@ -1,4 +1,4 @@
-"""Features averaged over a few fixed views of the image: as it is, closer, turned a little to either side.
+"""Features averaged over a few fixed views of the image: as it is, closer, turned or moved a little to either side.
 
 What a picture shows stays the same when it is cropped or turned a little, and features that are averages over such views change less when
 it is: an invariance for free, like a mirror image's features. Averages over views of *training* images under differential privacy are
@@ -40,7 +40,11 @@ class ViewsConfig:
         ConfigError: no crops, or one out of range.
     """
 
-    crops: tuple[tuple[float, ...], ...] = ((1, 0), (0.85, 0), (0.7, 0), (0.92, 10), (0.92, -10))
+    crops: tuple[tuple[float, ...], ...] = (
+        *((1, 0), (0.85, 0), (0.7, 0)),
+        *((0.92, 10), (0.92, -10), (0.8, 18), (0.8, -18)),
+        *((0.9, 0, 2, 0), (0.9, 0, -2, 0)),
+    )
 
     def __post_init__(self) -> None:
         crops: Any = self.crops

@@ -147,6 +147,11 @@ class FinetuneConfig(RunConfig):
         return False
 
     @property
+    def memory_budget(self) -> str | None:
+        """Images are held or streamed by their own rule (:data:`scatterdp.datasets.streamed.HELD_BYTES`)."""
+        return None
+
+    @property
     def mini_batch_size(self) -> int:
         """The physical batch."""
         return self.train_device_batch_size

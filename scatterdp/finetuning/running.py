@@ -19,7 +19,7 @@ from scatterdp.privacy.accounting import ACCOUNTANTS, delta_warning, epsilon_of
 from scatterdp.records import RunFolder
 from scatterdp.training.device import resolve_device
 from scatterdp.training.plan import UNCLIPPED, TrainingPlan
-from scatterdp.training.streamed_images import StreamedFeatures, StreamedRows
+from scatterdp.training.streamed_images import ImageFeatures, ImageRows
 
 EVAL_BATCH = 250
 
@@ -53,10 +53,10 @@ def run(config: FinetuneConfig) -> RunFolder:
         say("images: decoded at every step, too many to keep in memory")
     extractor = Pixels(PixelsConfig(), shape).to(device)
     config.features_dir.mkdir(parents=True, exist_ok=True)
-    features = StreamedFeatures(dataset, extractor, config.features_dir)
+    features = ImageFeatures(dataset, extractor, config.features_dir)
 
-    def rows_of(split, key) -> StreamedRows:
-        return StreamedRows(
+    def rows_of(split, key) -> ImageRows:
+        return ImageRows(
             features.images(split),
             torch.from_numpy(features.labels(split)).to(device),
             extractor,

@@ -14,6 +14,7 @@ from torch import Tensor
 from scatterdp.linear.method import Problem, Solution, every_row, gaussian_entry, unit_blocks
 from scatterdp.privacy.noise import gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.training.distributed import ONE, Processes
 from scatterdp.training.rows import FeatureRows
 
 _COUNTING = 0.3  # the constant entry of every row: its sums are the classes' sizes
@@ -40,10 +41,12 @@ class ClassMeans:
         """Of the one release."""
         return dp_accounting.GaussianDpEvent(noise_multiplier)
 
-    def solve(self, rows: FeatureRows, *, noise_multiplier: float, key: RandomKey) -> Solution:
+    def solve(
+        self, rows: FeatureRows, *, noise_multiplier: float, key: RandomKey, processes: Processes = ONE
+    ) -> Solution:
         """Release the sums, compute the classifier."""
         p = self.problem
-        sums = exact_class_sums(rows, p)
+        sums = exact_class_sums(rows, p, processes)
         sums += gaussian_noise(
             tuple(sums.shape),
             noise_multiplier=noise_multiplier,
@@ -70,9 +73,10 @@ class ClassMeans:
         )
 
 
-def exact_class_sums(rows: FeatureRows, problem: Problem) -> Tensor:
+def exact_class_sums(rows: FeatureRows, problem: Problem, processes: Processes = ONE) -> Tensor:
     """``(C, D + 1)`` float64 sums of the rows of each class, the last entry the constant's: private."""
     sums = torch.zeros(problem.num_classes, problem.num_features + 1, dtype=torch.float64)
     for z, y in unit_blocks(rows, constant=_COUNTING):
         sums.index_add_(0, y.cpu(), z.cpu().double())
+    processes.add_up([sums])
     return sums

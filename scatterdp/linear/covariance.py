@@ -17,6 +17,7 @@ from scatterdp.linear.method import Problem, gaussian_entry, store, unit_blocks
 from scatterdp.privacy.ledger import LedgerEntry
 from scatterdp.privacy.noise import symmetric_gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.training.distributed import ONE, Processes
 from scatterdp.training.rows import FeatureRows
 
 
@@ -45,6 +46,7 @@ def release_second_moments(
     key: RandomKey,
     channels: int | None = None,
     constant: float = 0.0,
+    processes: Processes = ONE,
 ) -> tuple[SecondMoments, LedgerEntry]:
     """``Σ z zᵀ`` with noise.
 
@@ -59,8 +61,9 @@ def release_second_moments(
         key: the fit's.
         channels: one covariance of so many channels, shared by all places; None: of all features.
         constant: see :func:`scatterdp.linear.method.unit_blocks`.
+        processes: which hold all rows together.
     """
-    exact = exact_second_moments(rows, problem, channels=channels, constant=constant)
+    exact = exact_second_moments(rows, problem, channels=channels, constant=constant, processes=processes)
     return noisy_second_moments(exact, noise_multiplier=noise_multiplier, key=key)
 
 
@@ -77,7 +80,12 @@ def noisy_second_moments(
 
 
 def exact_second_moments(
-    rows: FeatureRows, problem: Problem, *, channels: int | None = None, constant: float = 0.0
+    rows: FeatureRows,
+    problem: Problem,
+    *,
+    channels: int | None = None,
+    constant: float = 0.0,
+    processes: Processes = ONE,
 ) -> Tensor:
     """The same without noise: private, ``(K, K)`` float64."""
     size = channels or problem.num_features + (constant > 0)
@@ -87,6 +95,7 @@ def exact_second_moments(
         # Products in double precision: in single, rounding that goes one way in many rows can exceed what one row adds.
         flat = flat.cpu().double()
         total += flat.t() @ flat
+    processes.add_up([total])
     return total
 
 

@@ -19,6 +19,7 @@ from scatterdp.linear.sphere import UnitSphere, release_centre
 from scatterdp.privacy.calibration import calibrate_noise_multiplier, check_target
 from scatterdp.privacy.ledger import Ledger, LedgerEntry
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.training.distributed import ONE, Processes, check_same, part_of
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, FeatureRows
 
 _BLOCK = 4096
@@ -116,12 +117,16 @@ def fit_linear(
     head: HeadName = "auto",
     centre: bool | None = None,
     channels: int | None = None,
+    processes: Processes = ONE,
 ) -> LinearFit:
     """Fit a linear classifier with differential privacy.
 
     Every row is brought to length one (:mod:`scatterdp.linear.sphere`), the method and its settings are chosen from public numbers, the noise is solved for so that
     centre and method together stay within the budget, and one pass or many are made over the rows, which are held in memory
     in the precision in which they came (float64 becomes float32).
+
+    Several processes (:mod:`scatterdp.training.distributed`) call this together, each with all of ``x`` and ``y``: each reads and holds its part
+    of the rows. Whatever is released is a sum over all of them, with one draw of noise, and the fit is the same on all.
 
     Args:
         x: ``(N, …)`` private features, finite.
@@ -132,6 +137,7 @@ def fit_linear(
         head: the method, ``"auto"`` for the documented rule.
         centre: release the features' mean and take it away; None: the documented rule.
         channels: the rows are maps of so many channels; a covariance is then one of channels.
+        processes: which fit together.
 
     Raises:
         ConfigError: a value out of range.
@@ -139,20 +145,31 @@ def fit_linear(
         UserError: features that are not finite, class numbers out of range.
     """
     problem = Problem(num_examples=x.shape[0], num_features=int(np.prod(x.shape[1:])), num_classes=num_classes)
-    plan = plan_linear(problem, budget=budget, head=head, centre=centre, channels=channels)
+    given = repr((problem, head, budget, centre, channels))
+    check_same(processes, given, "the processes have different rows or settings; give all the same")
+    plan = None
+    if processes.rank == 0:
+        plan = plan_linear(problem, budget=budget, head=head, centre=centre, channels=channels)
+    plan, key = processes.share((plan, key))
     if len(y) and not (np.min(y) >= 0 and np.max(y) < num_classes):
         raise UserError(f"y: class numbers from {np.min(y)} to {np.max(y)}, expected 0 to {num_classes - 1}")
-    rows, digest = unit_rows(x, y)
+    first, stop = part_of(problem.num_examples, processes.rank, processes.size)
+    rows, digest = unit_rows(x, y, first, stop)
+    if processes.size > 1:  # the key is bound to their number too: they add in another order
+        digest = repr(processes.gather(digest))
     key = key.bound_to(repr((digest, plan.method, budget, centre)))
     entries: list[LedgerEntry] = []
     mean = None
     if plan.centre_noise_multiplier is not None:
-        mean, entry = release_centre(rows, problem, noise_multiplier=plan.centre_noise_multiplier, key=key)
+        mean, entry = release_centre(
+            rows, problem, noise_multiplier=plan.centre_noise_multiplier, key=key, processes=processes
+        )
         entries.append(entry)
     sphere = UnitSphere(problem.num_features, mean)
     if mean is not None:
         rows = _centred(rows, sphere)
-    solution = plan.method.solve(rows, noise_multiplier=plan.noise_multiplier, key=key)
+    solution = plan.method.solve(rows, noise_multiplier=plan.noise_multiplier, key=key, processes=processes)
+    solution = processes.share(solution)
     classifier = nn.Linear(problem.num_features, num_classes)
     classifier.load_state_dict({"weight": solution.weight.cpu(), "bias": solution.bias.cpu()})
     return LinearFit(
@@ -168,24 +185,31 @@ def _centre_event(noise_multiplier: float | None) -> dp_accounting.DpEvent:
     return dp_accounting.NoOpDpEvent() if noise_multiplier is None else dp_accounting.GaussianDpEvent(noise_multiplier)
 
 
-def unit_rows(x: Matrix, y: np.ndarray) -> tuple[FeatureRows, str]:
-    """Unit rows in memory, in the precision of ``x`` (single at most), and a digest of rows and labels for the key alone."""
-    count, size = x.shape[0], int(np.prod(x.shape[1:]))
+def unit_rows(x: Matrix, y: np.ndarray, first: int = 0, stop: int | None = None) -> tuple[FeatureRows, str]:
+    """Unit rows in memory, in the precision of ``x`` (single at most), and a digest of rows and all labels for the key alone.
+
+    Args:
+        x: all rows.
+        y: all labels.
+        first, stop: only the rows from ``first`` to before ``stop`` (None: to the last).
+    """
+    stop = x.shape[0] if stop is None else stop
+    count, size = stop - first, int(np.prod(x.shape[1:]))
     half = getattr(x, "dtype", None) == np.float16
     stored = torch.empty(count, size, dtype=torch.float16 if half else torch.float32)
     squares = torch.empty(count)
     sphere, digest = UnitSphere(size), hashlib.sha256(np.ascontiguousarray(y, "<i8").tobytes())
     for start in range(0, count, _BLOCK):
-        block = np.ascontiguousarray(x[start : start + _BLOCK])
+        block = np.ascontiguousarray(x[first + start : first + min(start + _BLOCK, count)])
         digest.update(block.tobytes())
-        values = torch.from_numpy(block.astype(np.float32, copy=False)).flatten(1)
+        values = torch.from_numpy(np.require(block, np.float32, "W")).flatten(1)
         finite = values.isfinite().all(1)
         if not finite.all():
             raise UserError(
-                f"X: row {start + int((~finite).nonzero()[0])} has NaN or infinite values; remove the example or repair it"
+                f"X: row {first + start + int((~finite).nonzero()[0])} has NaN or infinite values; remove the example or repair it"
             )
         store(stored, squares, start, sphere(values))
-    labels = torch.from_numpy(np.ascontiguousarray(y, np.int64))
+    labels = torch.from_numpy(np.ascontiguousarray(y[first:stop], np.int64))
     return FeatureRows(stored, labels, squares, max(DEFAULT_PHYSICAL_BATCH, _PIECE // size)), digest.hexdigest()
 
 

@@ -16,7 +16,8 @@ from scatterdp.engines import ENGINES
 from scatterdp.heads import make_classifier
 from scatterdp.linear.method import Problem, Solution
 from scatterdp.privacy.randomness import RandomKey
-from scatterdp.training.loop import TrainingState, train
+from scatterdp.training.distributed import ONE, Processes, RowsOfProcess, part_of
+from scatterdp.training.loop import TrainingState, check_same_weights, train
 from scatterdp.training.plan import TrainingPlan
 from scatterdp.training.rows import FeatureRows
 
@@ -65,12 +66,25 @@ class GradientDescent:
         """Of all steps."""
         return self.plan(noise_multiplier).selection().event(noise_multiplier)
 
-    def solve(self, rows: FeatureRows, *, noise_multiplier: float, key: RandomKey) -> Solution:
+    def solve(
+        self, rows: FeatureRows, *, noise_multiplier: float, key: RandomKey, processes: Processes = ONE
+    ) -> Solution:
         """Start at zero, train, return the averaged weights (post-processing of all weights, so free)."""
         plan = self.plan(noise_multiplier)
         classifier = make_classifier("linear", (self.problem.num_features, 1, 1), self.problem.num_classes)
         state = TrainingState.begin(classifier.to(rows.x.device), plan)
-        entry = train(state, rows, plan, key=key, engine=ENGINES["linear"])
+        held = rows
+        if processes.size > 1:
+            first, stop = part_of(self.problem.num_examples, processes.rank, processes.size)
+            held = RowsOfProcess(rows, first, stop, begin=first)
+
+        def after_epoch(state: TrainingState) -> None:
+            if processes.size > 1:
+                check_same_weights(processes, state)
+
+        entry = train(
+            state, held, plan, key=key, engine=ENGINES["linear"], after_epoch=after_epoch, processes=processes
+        )
         average = state.average.average
         return Solution(
             weight=average["weight"].to(torch.float32),

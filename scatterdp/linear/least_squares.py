@@ -17,6 +17,7 @@ from scatterdp.linear.covariance import exact_second_moments, noisy_second_momen
 from scatterdp.linear.method import Problem, Solution, check_matrix_size, every_row, gaussian_entry, unit_blocks
 from scatterdp.privacy.noise import gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.training.distributed import ONE, Processes
 from scatterdp.training.rows import FeatureRows
 
 _CONSTANT = 0.3
@@ -55,12 +56,14 @@ class LeastSquares:
             [dp_accounting.GaussianDpEvent(factor * noise_multiplier) for factor in (_MOMENTS, _PRODUCTS, _EIGENVALUE)]
         )
 
-    def solve(self, rows: FeatureRows, *, noise_multiplier: float, key: RandomKey) -> Solution:
+    def solve(
+        self, rows: FeatureRows, *, noise_multiplier: float, key: RandomKey, processes: Processes = ONE
+    ) -> Solution:
         """Release the three, solve the ridge regression."""
         p = self.problem
         size = p.num_features + 1
-        products = exact_products(rows, p)
-        exact = exact_second_moments(rows, p, constant=_CONSTANT)
+        products = exact_products(rows, p, processes)
+        exact = exact_second_moments(rows, p, constant=_CONSTANT, processes=processes)
         smallest = float(torch.linalg.eigvalsh(exact)[0])
 
         def noise(shape: tuple[int, ...], factor: float, purpose: str):
@@ -105,9 +108,10 @@ class LeastSquares:
         )
 
 
-def exact_products(rows: FeatureRows, problem: Problem) -> Tensor:
+def exact_products(rows: FeatureRows, problem: Problem, processes: Processes = ONE) -> Tensor:
     """ZᵀY ``(D + 1, C)`` float64 for one-hot Y: private."""
     products = torch.zeros(problem.num_features + 1, problem.num_classes, dtype=torch.float64)
     for z, y in unit_blocks(rows, constant=_CONSTANT):
         products.index_add_(1, y.cpu(), z.t().cpu().double())
+    processes.add_up([products])
     return products

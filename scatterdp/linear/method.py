@@ -19,6 +19,7 @@ from scatterdp.errors import ConfigError
 from scatterdp.privacy.accounting import ADJACENCY
 from scatterdp.privacy.ledger import LedgerEntry
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.training.distributed import ONE, Processes
 from scatterdp.training.rows import FeatureRows
 
 #: The most features of a method that holds and factors a matrix of their products.
@@ -72,13 +73,16 @@ class Method(Protocol):
         """Everything that :meth:`solve` releases at this noise multiplier; less private for a smaller one."""
         ...
 
-    def solve(self, rows: FeatureRows, *, noise_multiplier: float, key: RandomKey) -> Solution:
-        """Fit.
+    def solve(
+        self, rows: FeatureRows, *, noise_multiplier: float, key: RandomKey, processes: Processes = ONE
+    ) -> Solution:
+        """Fit; the same solution on all processes.
 
         Args:
             rows: the private rows, each at most one long, and their labels.
             noise_multiplier: σ > 0.
             key: of this fit and no other.
+            processes: which hold all rows together, ``rows`` being this one's.
         """
         ...
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from scatterdp.linear.method import Problem, Solution, check_matrix_size, every_row, gaussian_entry, unit_blocks
 from scatterdp.privacy.noise import gaussian_noise, symmetric_gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.training.distributed import ONE, Processes
 from scatterdp.training.rows import FeatureRows
 
 _CONSTANT = 0.3
@@ -62,12 +63,14 @@ class Newton:
             ]
         )
 
-    def solve(self, rows: FeatureRows, *, noise_multiplier: float, key: RandomKey) -> Solution:
+    def solve(
+        self, rows: FeatureRows, *, noise_multiplier: float, key: RandomKey, processes: Processes = ONE
+    ) -> Solution:
         """Start at zero and step."""
         p = self.problem
         weight = torch.zeros(p.num_classes, p.num_features + 1, dtype=torch.float64)
         for step in range(self.steps):
-            gradient, hessians = exact_derivatives(rows, weight)
+            gradient, hessians = exact_derivatives(rows, weight, processes)
             gradient += gaussian_noise(
                 tuple(gradient.shape),
                 noise_multiplier=noise_multiplier,
@@ -91,6 +94,7 @@ class Newton:
                 )
                 values, vectors = torch.linalg.eigh(hessians[c])
                 weight[c] -= (vectors / values.clamp(min=0).add(ridge)) @ (vectors.t() @ gradient[c])
+            weight = processes.share(weight)  # eigenvectors may differ in the last bit from machine to machine
         weight -= weight.mean(0)
         releases = (
             ("gradients of Newton's method", noise_multiplier, GRADIENT_SENSITIVITY),
@@ -104,7 +108,7 @@ class Newton:
         )
 
 
-def exact_derivatives(rows: FeatureRows, weight: Tensor) -> tuple[Tensor, Tensor]:
+def exact_derivatives(rows: FeatureRows, weight: Tensor, processes: Processes = ONE) -> tuple[Tensor, Tensor]:
     """Gradient ``(C, D + 1)`` and Hessian blocks ``(C, D + 1, D + 1)`` at these weights: private."""
     gradient = torch.zeros_like(weight)
     hessians = torch.zeros(len(weight), weight.shape[1], weight.shape[1], dtype=torch.float64)
@@ -117,4 +121,5 @@ def exact_derivatives(rows: FeatureRows, weight: Tensor) -> tuple[Tensor, Tensor
             hessians[c] += z.t() @ (z * curvature[:, None])
         probabilities[torch.arange(len(y)), y] -= 1
         gradient += probabilities.t() @ z
+    processes.add_up([gradient, hessians])
     return gradient, hessians

@@ -15,6 +15,7 @@ from scatterdp.linear.covariance import even_rows, evening_out, release_second_m
 from scatterdp.linear.gradient_descent import GradientDescent
 from scatterdp.linear.method import Problem, Solution, check_matrix_size
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.training.distributed import ONE, Processes
 from scatterdp.training.rows import FeatureRows
 
 
@@ -54,13 +55,24 @@ class PreconditionedDescent:
         release = dp_accounting.GaussianDpEvent(self.covariance_noise_multiplier)
         return dp_accounting.ComposedDpEvent([release, self.descent.event(noise_multiplier)])
 
-    def solve(self, rows: FeatureRows, *, noise_multiplier: float, key: RandomKey) -> Solution:
+    def solve(
+        self, rows: FeatureRows, *, noise_multiplier: float, key: RandomKey, processes: Processes = ONE
+    ) -> Solution:
         """Release, transform, train; the transformation is folded into the weights."""
         moments, entry = release_second_moments(
-            rows, self.problem, noise_multiplier=self.covariance_noise_multiplier, key=key, channels=self.channels
+            rows,
+            self.problem,
+            noise_multiplier=self.covariance_noise_multiplier,
+            key=key,
+            channels=self.channels,
+            processes=processes,
         )
-        matrix = evening_out(moments)
-        solution = self.descent.solve(even_rows(rows, matrix), noise_multiplier=noise_multiplier, key=key)
+        matrix = processes.share(
+            evening_out(moments)
+        )  # eigenvectors may differ in the last bit from machine to machine
+        solution = self.descent.solve(
+            even_rows(rows, matrix), noise_multiplier=noise_multiplier, key=key, processes=processes
+        )
         return Solution(
             weight=transformed(solution.weight, matrix),
             bias=solution.bias,

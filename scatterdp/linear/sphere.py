@@ -16,6 +16,7 @@ from scatterdp.linear.method import Problem, gaussian_entry, unit_blocks
 from scatterdp.privacy.ledger import LedgerEntry
 from scatterdp.privacy.noise import gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.training.distributed import ONE, Processes
 from scatterdp.training.rows import FeatureRows
 
 
@@ -40,7 +41,7 @@ class UnitSphere(nn.Module):
 
 
 def release_centre(
-    rows: FeatureRows, problem: Problem, *, noise_multiplier: float, key: RandomKey
+    rows: FeatureRows, problem: Problem, *, noise_multiplier: float, key: RandomKey, processes: Processes = ONE
 ) -> tuple[Tensor, LedgerEntry]:
     """The mean ``(D,)`` float32 of rows that are at most one long.
 
@@ -50,6 +51,7 @@ def release_centre(
     total = torch.zeros(problem.num_features, dtype=torch.float64)
     for z, _ in unit_blocks(rows):
         total += z.cpu().double().sum(0)
+    processes.add_up([total])
     total += gaussian_noise(
         (problem.num_features,),
         noise_multiplier=noise_multiplier,

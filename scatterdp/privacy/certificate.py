@@ -24,8 +24,8 @@ LIMITS = (
     "N, the size of an example (an image's size and colour, the number of features) and the set of classes are public; what is computed from N stays as it is for the neighbour.",
     "One run is covered. Several runs on the same people add up (compose their ledgers), and so does choosing among them.",
     "Test examples are not protected: accuracy on them is computed without noise.",
-    "Cached features, the checkpoint of an unfinished run, the commitment key and a config.json that holds a seed are private "
-    "files: do not publish them.",
+    "Cached features, the checkpoint of an unfinished run, the commitment key and whatever holds a seed (a config.json, a sweep's "
+    "outline, record and tables) are private files: do not publish them.",
     "Whether and why a run fails, console output, timings and memory use are not covered.",
     "Gradients and noise are floating-point numbers; the proof is for real numbers.",
 )
@@ -54,6 +54,7 @@ def make_certificate(
     features: dict[str, Any],
     not_private: list[str],
     model: dict[str, Any] | None = None,
+    computation: dict[str, Any] | None = None,
     more_limits: Sequence[str] = (),
     assumptions: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -71,6 +72,7 @@ def make_certificate(
         features: the extractor's name, configuration, fingerprint.
         not_private: printed or recorded numbers that the guarantee does not cover.
         model: how the model was made, where that is not in ``features``.
+        computation: how several processes shared the work, where there were several.
         more_limits: sentences beside :data:`LIMITS`.
         assumptions: sentences about what this run takes on somebody's word; they stand first among the limits and in the statement.
     """
@@ -96,7 +98,8 @@ def make_certificate(
         "assumptions": list(assumptions),
         "limits": [*assumptions, *LIMITS, *more_limits],
         "versions": {name: version(name) for name in VERSIONED} | {"python": platform.python_version()},
-    } | ({} if model is None else {"model": model})
+    }
+    found |= {name: value for name, value in (("model", model), ("computation", computation)) if value is not None}
     return found | {"statement": _statement(found)}
 
 

@@ -93,7 +93,7 @@ def _of_releases(entries: Iterable[LedgerEntry], num_train: int) -> list[str]:
         if "sampler" in entry.details or entry.name == TRAINING:
             found += _of_steps(entry, num_train)
         elif "feature_clip_norm" in entry.details:
-            found += _of_statistics(entry)
+            found += _of_statistics(entry, num_train)
         elif "trials" in entry.details:
             found += _of_trials(entry, num_train)
         elif "noise_multiplier" in entry.details:
@@ -122,7 +122,7 @@ def _of_steps(entry: LedgerEntry, num_train: int) -> list[str]:
     return found
 
 
-def _of_statistics(entry: LedgerEntry) -> list[str]:
+def _of_statistics(entry: LedgerEntry, num_train: int) -> list[str]:
     """Channel statistics: a Gaussian mechanism for each release, its noise in units of the release's bound."""
     bounds, deviations = entry.details["feature_clip_norm"], entry.details["noise_standard_deviation"]
     noise_multiplier = deviations[0] / bounds[0]
@@ -130,13 +130,34 @@ def _of_statistics(entry: LedgerEntry) -> list[str]:
     if not all(math.isclose(s, noise_multiplier * b, rel_tol=1e-9) for s, b in zip(deviations, bounds, strict=True)):
         found.append(f"the noises of the {entry.name} are not one multiple of their bounds")
     event = entry.event
-    if not (
+    if "sample" in entry.details:
+        found += _of_sample(entry.details["sample"], event, noise_multiplier, num_train)
+    elif not (
         isinstance(event, dp_accounting.SelfComposedDpEvent)
         and isinstance(event.event, dp_accounting.GaussianDpEvent)
         and event.count == len(bounds)
         and math.isclose(event.event.noise_multiplier, noise_multiplier, rel_tol=1e-9)
     ):
         found.append(f"the event of the {entry.name} is not that of its noise and bounds")
+    return found
+
+
+def _of_sample(
+    sample: dict[str, Any], event: dp_accounting.DpEvent, noise_multiplier: float, num_train: int
+) -> list[str]:
+    """Statistics of a Poisson sample: both releases are one Gaussian mechanism on it."""
+    found, rate = [], sample["expected_batch_size"] / sample["num_examples"]
+    if sample["num_examples"] != num_train:
+        found.append(f"its statistics sample {sample['num_examples']} examples, its data has {num_train}")
+    if sample["kind"] != "poisson" or sample["sample_rate"] != rate or sample["steps"] != 1:
+        found.append("the numbers of its statistics' sample do not fit each other")
+    if not (
+        isinstance(event, dp_accounting.PoissonSampledDpEvent)
+        and event.sampling_probability == rate
+        and isinstance(event.event, dp_accounting.GaussianDpEvent)
+        and math.isclose(event.event.noise_multiplier, noise_multiplier / math.sqrt(2), rel_tol=1e-9)
+    ):
+        found.append("the event of the channel statistics is not that of their sample, noise and bounds")
     return found
 
 

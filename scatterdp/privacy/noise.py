@@ -18,6 +18,8 @@ from torch import Tensor
 
 from scatterdp.privacy.randomness import RandomKey
 
+_GRID = 1024  # a power of two: its multiples are exact
+
 
 def standard_normal(count: int, key: RandomKey, purpose: str, *, counter: int) -> np.ndarray:
     """``(count,)`` float64 standard normal numbers: the inverse distribution function of the key's uniforms."""
@@ -56,6 +58,29 @@ def gaussian_noise(
         return torch.zeros(shape, dtype=dtype, device=device)
     sample = standard_normal(math.prod(shape), key, purpose, counter=counter)
     return torch.from_numpy(sample * (noise_multiplier * sensitivity)).to(device, dtype).reshape(shape)
+
+
+def noisy_count(count: int, *, noise_multiplier: float, key: RandomKey, purpose: str, counter: int) -> float:
+    """A whole number of sensitivity 1 with Gaussian noise, on a grid of 1/1024.
+
+    **Formal guarantee.** The count lies on the grid, so rounding the noise to it is rounding the noisy count: a function of the
+    Gaussian mechanism's result. Without it the last digits would tell: of a number with floating-point noise, only few whole numbers can be taken away
+    such that a floating-point number is left (Mironov 2012), and often one alone.
+
+    Args:
+        count: private.
+        noise_multiplier, key, purpose, counter: of :func:`gaussian_noise`.
+    """
+    noise = gaussian_noise(
+        (),
+        noise_multiplier=noise_multiplier,
+        sensitivity=1.0,
+        key=key,
+        purpose=purpose,
+        counter=counter,
+        dtype=torch.float64,
+    )
+    return count + round(float(noise) * _GRID) / _GRID
 
 
 def symmetric_gaussian_noise(

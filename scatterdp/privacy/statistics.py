@@ -17,7 +17,9 @@ are released.
 
 **Formal guarantee.** Adding or removing one example moves the first sum by at most :math:`b_u` and the second by at
 most :math:`b_w` in L2, so the two releases are two Gaussian mechanisms of noise multiplier σ: the event returned is
-``2 × Gaussian(σ)``. N, :math:`s` and the bounds are public: scales and bounds are computed from synthetic images
+``2 × Gaussian(σ)``. With a selection that samples (Poisson, rate q), one sample of the examples serves both sums, and they are divided by the
+expected number q·N. The two sums together, each in units of its bound, move by at most :math:`\sqrt2` in L2 under noise σ: one Gaussian
+mechanism of noise multiplier :math:`\sigma/\sqrt2` on a Poisson sample, so the event is ``PoissonSampled(q, Gaussian(σ/√2))``. N, :math:`s` and the bounds are public: scales and bounds are computed from synthetic images
 pushed through the same extractor (:func:`bounds_from_reference`), never from private data. Everything after the two
 sums (variance, its floor, the model) is post-processing.
 
@@ -31,7 +33,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +45,7 @@ from scatterdp.errors import UserError
 from scatterdp.privacy.ledger import LedgerEntry
 from scatterdp.privacy.noise import gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.privacy.sampling import PoissonSelection
 
 RELEASES = ("mean", "mean of squares")
 Shape = tuple[int, int, int]
@@ -122,9 +125,24 @@ def bounds_from_norm(norm: float, num_channels: int, *, shapes: Sequence[Shape] 
     )
 
 
-def statistics_event(noise_multiplier: float) -> dp_accounting.DpEvent:
-    """The event of one :func:`release_channel_statistics`, known before it happens."""
-    return dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(noise_multiplier), len(RELEASES))
+def statistics_event(noise_multiplier: float, sample_rate: float = 1.0) -> dp_accounting.DpEvent:
+    """The event of one :func:`release_channel_statistics`, known before it happens.
+
+    Args:
+        noise_multiplier: σ of each of the two releases.
+        sample_rate: q of the Poisson sample that both are of; 1 for all examples.
+    """
+    if sample_rate == 1:
+        return dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(noise_multiplier), len(RELEASES))
+    both = dp_accounting.GaussianDpEvent(noise_multiplier / math.sqrt(len(RELEASES)))
+    return dp_accounting.PoissonSampledDpEvent(sample_rate, both)
+
+
+def statistics_selection(num_examples: int, expected: int) -> PoissonSelection | None:
+    """The sampler of statistics of ``expected`` of ``num_examples`` examples; None where that is all of them."""
+    if expected == num_examples:
+        return None
+    return PoissonSelection(num_examples=num_examples, batch_size=expected, steps=1)
 
 
 def release_channel_statistics(
@@ -134,6 +152,9 @@ def release_channel_statistics(
     bounds: StatisticsBounds,
     noise_multiplier: float,
     key: RandomKey,
+    selection: PoissonSelection | None = None,
+    rows: range | None = None,
+    of_all: Callable[[Iterator[Tensor]], Iterable[Tensor]] = lambda sums: sums,
 ) -> tuple[ChannelStatistics, LedgerEntry]:
     """Channel means and variances of private features, and what they cost.
 
@@ -143,22 +164,29 @@ def release_channel_statistics(
         bounds: public scales and clipping bounds.
         noise_multiplier: σ of each of the two releases.
         key: the run's key.
+        selection: samples the examples whose statistics are released; None for all.
+        rows: which examples ``blocks`` hold; None: all.
+        of_all: where ``blocks`` are only this process's: from the sums of its blocks to those of all processes' blocks, in the rows' order.
+            Added one by one, they give the very sum of a single process, and with it the very same release.
 
     Raises:
         UserError: NaN or infinite features.
     """
-    mean_sum = torch.zeros_like(bounds.scale)
-    square_sum = torch.zeros_like(bounds.scale)
-    for block in blocks:
-        means, squares = _vectors(block, bounds.shapes, bounds.scale)
-        mean_sum += clip_rows(means, bounds.mean_bound).sum(0)
-        square_sum += clip_rows(squares, bounds.square_bound).sum(0)
+    if selection is not None:
+        if selection.num_examples != num_examples:
+            raise ValueError(f"num_examples={num_examples}: the selection samples from {selection.num_examples}")
+        blocks = _sampled(blocks, selection, key, range(num_examples) if rows is None else rows)
+    divisor = num_examples if selection is None else selection.batch_size
+    total = torch.zeros(2, *bounds.scale.shape, dtype=torch.float64)
+    for sums in of_all(_sums_of_blocks(blocks, bounds)):
+        total += sums
+    mean_sum, square_sum = total
     exact = hashlib.sha256(b"".join(t.numpy().tobytes() for t in (mean_sum, square_sum, bounds.scale))).hexdigest()
-    bound_key = key.bound_to(repr((exact, num_examples, noise_multiplier, bounds.mean_bound, bounds.square_bound)))
+    bound_key = key.bound_to(repr((exact, divisor, noise_multiplier, bounds.mean_bound, bounds.square_bound)))
     released = []
-    for draw, (total, bound) in enumerate(((mean_sum, bounds.mean_bound), (square_sum, bounds.square_bound))):
+    for draw, (exact_sum, bound) in enumerate(((mean_sum, bounds.mean_bound), (square_sum, bounds.square_bound))):
         noise = gaussian_noise(
-            tuple(total.shape),
+            tuple(exact_sum.shape),
             noise_multiplier=noise_multiplier,
             sensitivity=bound,
             key=bound_key,
@@ -166,10 +194,10 @@ def release_channel_statistics(
             counter=draw,
             dtype=torch.float64,
         )
-        released.append((total + noise) / num_examples)
+        released.append((exact_sum + noise) / divisor)
     mean, square = released
     # Below the noise of the released squares a variance is not distinguishable from 0. The level is public.
-    noise_level = max(noise_multiplier * bounds.square_bound / num_examples, 1e-12)
+    noise_level = max(noise_multiplier * bounds.square_bound / divisor, 1e-12)
     variance = (square - mean.square()).clamp(min=noise_level)
     statistics = ChannelStatistics(mean=mean * bounds.scale, variance=variance * bounds.scale.square())
     details: dict[str, Any] = {
@@ -181,7 +209,31 @@ def release_channel_statistics(
             noise_multiplier * bounds.square_bound,
         ],
     }
-    return statistics, LedgerEntry("channel statistics", statistics_event(noise_multiplier), details)
+    rate = 1.0
+    if selection is not None:
+        rate, details["sample"] = selection.sample_rate, selection.describe()
+    return statistics, LedgerEntry("channel statistics", statistics_event(noise_multiplier, rate), details)
+
+
+def _sampled(blocks: Iterable[Tensor], selection: PoissonSelection, key: RandomKey, rows: range) -> Iterator[Tensor]:
+    """The rows that the selection takes, of blocks that hold ``rows``."""
+    # A key of its own: the first batch of training must not be told by who is in this sample.
+    chosen = torch.from_numpy(selection.indices(0, key.bound_to("sample for channel statistics")))
+    first = rows.start
+    for block in blocks:
+        here = chosen[(chosen >= first) & (chosen < first + len(block))]
+        if len(here):
+            yield block[here - first]
+        first += len(block)
+    if first != rows.stop:
+        raise ValueError(f"{first} rows, expected the {rows.stop} that the sample is of")
+
+
+def _sums_of_blocks(blocks: Iterable[Tensor], bounds: StatisticsBounds) -> Iterator[Tensor]:
+    """``(2, ΣK)`` float64 of each block: the sums of its examples' clipped channel means, and of those of the squares. Private."""
+    for block in blocks:
+        means, squares = _vectors(block, bounds.shapes, bounds.scale)
+        yield torch.stack([clip_rows(means, bounds.mean_bound).sum(0), clip_rows(squares, bounds.square_bound).sum(0)])
 
 
 def clip_rows(rows: Tensor, bound: float) -> Tensor:

@@ -217,7 +217,7 @@ def _render(found: Found, groups: list[_Group], folder: str) -> str:
         subtitle=f"{len(found.runs)} run{_s(found.runs)} on {len(groups)} data set{_s(groups)}"
         + (f", {len(found.without_result)} without a result" if found.without_result else ""),
         highlights=[line for group in groups for line in [_highlight(group)] if line],
-        cautions=_cautions(found.runs, groups),
+        cautions=_cautions(found, groups),
         sweeps=[_selection(sweep) for sweep in found.sweeps],
         shared=_shared(found.runs),
         results=_results(found.runs, group_of, identifiers),
@@ -245,7 +245,7 @@ def _highlight(group: _Group) -> str:
     for setting in same_but_for_seed(group.runs):
         if setting.mean is None or setting.epsilon is None:
             continue
-        at = f"{setting.epsilon:.2f}"
+        at = _up(setting.epsilon, 2)
         if at not in best or setting.mean > best[at].mean:
             best[at] = setting
     told = [
@@ -257,8 +257,13 @@ def _highlight(group: _Group) -> str:
     return f"{group.name}: {', '.join(told[:6])}{', …' if len(told) > 6 else ''}"
 
 
-def _cautions(runs: Sequence[Run], groups: Sequence[_Group]) -> list[str]:
-    told = []
+def _cautions(found: Found, groups: Sequence[_Group]) -> list[str]:
+    runs, told = found.runs, []
+    if any(sweep.selection.get("scheme") == "random" for sweep in found.sweeps):
+        told.append(
+            "A private page: it shows the runs of a random search, whose number is a secret. Against whoever reads it only the composition of all runs "
+            "counts; publish what best.json says, and nothing else of the search."
+        )
     if several := [group for group in groups if len(group.runs) > 1]:
         counted = ", ".join(f"{len(group.runs)} of {group.name}" for group in several)
         told.append(
@@ -418,7 +423,16 @@ def _epsilon_cell(run: Run) -> Cell:
     """ε to three decimals, never below what was computed."""
     if run.epsilon is None:
         return Cell("∞", 1e308, "not private")
-    return Cell(f"{math.ceil(run.epsilon * 1e3 - 1e-9) / 1e3:.3f}", run.epsilon)
+    return Cell(_up(run.epsilon, 3), run.epsilon)
+
+
+def _up(epsilon: float, decimals: int) -> str:
+    """ε to so many decimals, never below what was computed.
+
+    >>> _up(3.0001, 2), _up(2.9996, 3), _up(3.0, 2)
+    ('3.01', '3.000', '3.00')
+    """
+    return f"{math.ceil(epsilon * 10**decimals - 1e-9) / 10**decimals:.{decimals}f}"
 
 
 def _accuracy_cell(accuracy: float | None) -> Cell:
@@ -471,7 +485,7 @@ def _run_for_page(run: Run, identifier: str) -> dict[str, Any]:
         "spending": [
             (
                 "all together" if part.mechanism == TOGETHER else f"{part.mechanism} alone",
-                "∞" if part.epsilon is None else f"{part.epsilon:.4f}",
+                "∞" if part.epsilon is None else rounded_up(part.epsilon),
             )
             for part in spending(run.certificate)
         ],
@@ -537,6 +551,8 @@ def _metric(name: str, value: Any) -> str:
         return shown(value)
     if "accuracy" in name:
         return f"{100 * value:.2f}"
+    if name == "epsilon":
+        return _up(value, 3)
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 

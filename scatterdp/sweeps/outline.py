@@ -191,12 +191,12 @@ def told(changes: dict[str, Any]) -> str:
 
 
 def run_name(number: int, changes: dict[str, Any]) -> str:
-    """The name of a run, good for a folder: its number and its values.
+    """The name of a run, good for a folder: its number and its values, but for the seed: names are shown where seeds must not be.
 
     >>> run_name(7, {"arch": "resnet20", "lr": 0.1, "extractor": "views(patches)"})
     '007-resnet20-0.1-views_patches_'
     """
-    values = (f"seed{value}" if name == "seed" else str(value) for name, value in changes.items())
+    values = (str(value) for name, value in changes.items() if name != "seed")
     words = [f"{number:03}", *(re.sub(r"[^A-Za-z0-9._=+]+", "_", value) for value in values)]
     return "-".join(words)[:_LONGEST_NAME].rstrip("-.")
 

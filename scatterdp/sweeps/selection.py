@@ -108,13 +108,15 @@ def selection_cost(
         seeded: noise comes from seeds.
 
     Returns:
-        ``scheme`` (``"grid"`` or ``"random"``), ``score``, ``runs_that_looked``, ``delta``; ``epsilon_if_tuning_were_free``: of the costliest run alone, the figure that is often
-        reported; ``epsilon_composed`` with ``composed_by``: of all that looked; ``epsilon_of_best``: of publishing the chosen run and nothing else; ``statement``: all of it in
+        ``scheme`` (``"grid"`` or ``"random"``), ``score``, ``runs_that_looked``, ``delta``; ``epsilon_if_tuning_were_free``: of the costliest run alone (of a random search: of the costliest candidate, drawn or
+        not), the figure that is often reported; ``epsilon_composed`` with ``composed_by``: of all that looked; ``epsilon_of_best``: of publishing the chosen run and nothing else; ``statement``: all of it in
         words. An ε is None where nothing is guaranteed.
     """
     delta = max((plan.delta for plan in (*looked, *candidates)), default=1e-5)
     everything, accountant = composed(looked)
-    alone = max((_epsilon_of(plan) for plan in {plan.cost_only for plan in looked or candidates}), default=0.0)
+    # Which candidates a random search drew tells of their number: what is said beside its best must not depend on it.
+    counted = candidates if random_mean is not None else looked or candidates
+    alone = max((_epsilon_of(plan) for plan in {plan.cost_only for plan in counted}), default=0.0)
     if exact_on_private_data:
         best = math.inf
     elif random_mean is None:
@@ -143,8 +145,8 @@ def statement_of_best(found: dict[str, Any]) -> str:
     return (
         f"The best by {found['score']} of a random number of runs is {_pair(found['epsilon_of_best'], found['delta'])}-differentially private (add or remove one "
         f"example; Papernot & Steinke 2021, arXiv 2110.03620, theorem 2; truncated negative binomial number of runs, η = {found['shape']:g}, mean "
-        f"{found['mean_trials']:g}), if nothing else of the search is published: no other run, not how many there were, not how long it took. Counting the "
-        f"chosen run alone, as if tuning were free, would say ε = {_told(found['epsilon_if_tuning_were_free'])}."
+        f"{found['mean_trials']:g}), if nothing else of the search is published: no other run, not how many there were, not how long it took. Counting one "
+        f"run alone, the costliest of the outline, as if tuning were free, would say ε = {_told(found['epsilon_if_tuning_were_free'])}."
     )
 
 

@@ -120,7 +120,7 @@ def best_in_words(record: SweepRecord) -> list[str]:
 
 def _table(record: SweepRecord) -> str:
     others = _others(record)
-    seeds = ["Seed"] if any("seed" in entry.changes for entry in record.runs) else []
+    seeds = ["Seed †"] if any("seed" in entry.changes for entry in record.runs) else []
     rows = []
     for entry in record.runs:
         varied = [entry.changes.get(name) for name in others]
@@ -145,6 +145,11 @@ def _marked(record: SweepRecord, entry: RunEntry) -> list[Any]:
 
 def _notes(record: SweepRecord) -> list[str]:
     notes = []
+    if any("seed" in entry.changes for entry in record.runs):
+        notes.append(
+            "Whoever knows a seed can subtract the noise: of runs on unpublished data, the seeds (also in results.csv, sweep.json and the runs' config.json) are "
+            "not for publication."
+        )
     if any(entry.training_accuracy is not None for entry in record.runs):
         notes.append(
             "Training accuracy is computed on the private data without noise: outside the guarantee, not for publication."

@@ -20,7 +20,7 @@ import torch
 from scatterdp.errors import UserError
 from scatterdp.privacy.randomness import RandomKey
 
-SCHEMA = 3
+SCHEMA = 5
 _DIGEST_BYTES = 32
 
 
@@ -37,6 +37,10 @@ class Checkpoint:
         training: :meth:`scatterdp.training.loop.TrainingState.state_dict`.
         metrics: the metrics rows so far.
         seconds: of training so far.
+        history: ``(step, K)``: K processes computed from that step on.
+        released: epochs whose metrics have left the run. More than there are rows in ``metrics``: steps beyond this checkpoint have been
+            released, and only the very same computation may do them again.
+        threads: of torch, in each process: they too decide in which order numbers are added.
     """
 
     key: RandomKey
@@ -46,6 +50,9 @@ class Checkpoint:
     training: dict[str, Any]
     metrics: list[dict[str, Any]]
     seconds: float
+    history: tuple[tuple[int, int], ...]
+    released: int
+    threads: tuple[int, ...]
 
     def save(self, path: Path) -> None:
         """Write atomically, readable by the owner only."""
@@ -61,6 +68,37 @@ class Checkpoint:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+
+    def history_with(self, processes: int) -> tuple[tuple[int, int], ...]:
+        """:attr:`history` when so many processes go on from here.
+
+        Raises:
+            UserError: another number than before would release steps a second time, with noise that the ledger does not know of.
+        """
+        before = self.history[-1][1]
+        if before == processes:
+            return self.history
+        if self.released > len(self.metrics):
+            raise UserError(
+                f"resume: a run of {before} processes has shown epoch {self.released} and its last checkpoint is of epoch "
+                f"{len(self.metrics)}; {processes} processes would do what is between them a second time with other noise, "
+                f"go on with {before}"
+            )
+        return (*self.history, (self.training["step"], processes))
+
+    def check_threads(self, threads: tuple[int, ...]) -> None:
+        """Let the same number of processes go on from here with so many threads each.
+
+        Raises:
+            UserError: other numbers than before would release steps a second time under the same noise, rounded in another way: the difference of the
+                two has no noise.
+        """
+        if len(threads) == len(self.threads) and threads != self.threads and self.released > len(self.metrics):
+            raise UserError(
+                f"resume: a run with {_told(self.threads)} threads has shown epoch {self.released} and its last checkpoint is of epoch "
+                f"{len(self.metrics)}; with {_told(threads)} what is between them would come out rounded in another way under the same noise, "
+                f"go on with OMP_NUM_THREADS={_told(self.threads)}"
+            )
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
@@ -100,3 +138,7 @@ class Checkpoint:
             raise UserError(
                 f"{path}: not a checkpoint of this version; start the run anew in another --run_dir"
             ) from error
+
+
+def _told(threads: tuple[int, ...]) -> str:
+    return ", ".join(map(str, dict.fromkeys(threads)))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from scatterdp.errors import ConfigError
+from scatterdp.ranks import several
 
 
 def resolve_device(name: str) -> torch.device:
     """``auto`` is CUDA where there is one, else the CPU. On CUDA products are then computed in full single precision.
 
+    Of several processes (``torchrun``) on a machine, each takes the CUDA device of its number there.
+
     Raises:
-        ConfigError: an unknown device, or CUDA where there is none.
+        ConfigError: an unknown device, CUDA where there is none or not enough, or one device for several processes.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -21,6 +26,11 @@ def resolve_device(name: str) -> torch.device:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device={name!r}: expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and several():
+        if device.index is not None:
+            raise ConfigError(f"device={name}: each of several processes takes a device of its own; use --device=cuda")
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        name = str(device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"device={name}: this machine shows {torch.cuda.device_count()} CUDA devices; use --device=cpu"

@@ -11,25 +11,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from scatterdp.cache import Features, Split
 from scatterdp.engines import ENGINES, check_by_example
 from scatterdp.errors import UserError
 from scatterdp.extractors.base import Extractor
 from scatterdp.heads import Head, Precondition, make_classifier
-from scatterdp.privacy.ledger import Ledger, finite_or_none
+from scatterdp.privacy.ledger import Ledger, LedgerEntry, finite_or_none
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.checkpoint import Checkpoint
+from scatterdp.training.distributed import (
+    Processes,
+    RowsOfProcess,
+    check_same,
+    noise_key,
+    only_process,
+    part_of,
+)
 from scatterdp.training.evaluation import evaluate, predicted_classes
-from scatterdp.training.loop import TrainingState, train
+from scatterdp.training.loading import RowLoader
+from scatterdp.training.loop import TrainingState, check_same_weights, train
 from scatterdp.training.normalization import PublicStatistics, release_normalizer, restore_normalizer
 from scatterdp.training.plan import UNCLIPPED, TrainingPlan
 from scatterdp.training.preconditioning import folded, synthetic_precondition
 from scatterdp.training.result import FitResult, certify
-from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, AugmentedRows, LabelledRows, load_rows
+from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, AugmentedRows, LabelledRows, Rows
 from scatterdp.training.unclipped import unclipped_sum
-from scatterdp.training.validation import validation_accuracy
+from scatterdp.training.validation import TrainingSubset, validation_accuracy
 
 CHECKPOINT_SECONDS = 5.0
 _PATIENCE = 5  # epochs without a better test accuracy
@@ -67,14 +76,19 @@ def fit(
     train_metrics: bool = False,
     statistics: PublicStatistics | None = None,
     assumptions: Sequence[str] = (),
+    memory_budget: int | None = None,
     validation: Features | None = None,
     network: Network | None = None,
     rows_of: RowsOf | None = None,
     resume: Checkpoint | None = None,
     on_metrics: Callable[[dict[str, Any]], None] = lambda row: None,
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
+    processes: Processes | None = None,
 ) -> FitResult:
     """Train a head with differential privacy.
+
+    Several processes (:mod:`scatterdp.training.distributed`) call this together, each with the same arguments; ``key`` and ``resume`` are
+    those of rank 0, which alone calls ``on_metrics`` and ``on_checkpoint``. All get the same result.
 
     Args:
         features: cached features of the train and test split.
@@ -90,56 +104,273 @@ def fit(
         train_metrics: also compute loss and accuracy on the private data; outside the guarantee.
         statistics: means and variances that the user says are public, for a plan with ``input_norm="given"``.
         assumptions: further sentences for the certificate: what the guarantee takes for granted about ``features``.
+        memory_budget: most bytes that rows of both splits may take; larger ones are read from the disk for every batch, with the same
+            result. None: half of what is free.
         validation: features whose training split are private examples that ``features`` lack (:mod:`scatterdp.training.validation`): the accuracy on
             them is computed once, after the last step.
         network: what is trained, in place of the one that ``plan.head`` names.
-        rows_of: where the rows come from, for features that are not read into memory; the plan's normaliser is then ``none``.
+        rows_of: where the rows come from, for features that are not read into memory: the plan's normaliser is then ``none``, and there is one process.
         resume: continue from here; its key replaces ``key``.
         on_metrics: called with each epoch's row.
         on_checkpoint: called with a checkpoint once the statistics are released and then every few seconds.
+        processes: which train together; None: this one alone.
 
     Raises:
-        UserError: plan, extractor or checkpoint do not belong to these features; features that are not finite.
+        UserError: plan, extractor or checkpoint do not belong to these features; features that are not finite; processes that were
+            given different things, or that ``torchrun`` started and nobody named.
     """
+    processes = processes or only_process("fit")
     here = context(
         features,
         plan,
         augmented=augmented_images is not None,
         physical_batch_size=physical_batch_size,
-        device=device,
+        device=device if processes.size == 1 else torch.device(device).type,  # each has a device of its own
         statistics=statistics,
+        validation=validation,
         network=network,
     )
-    if rows_of is not None and plan.input_norm != "none":
+    if rows_of is not None and (plan.input_norm != "none" or processes.size > 1):
         raise UserError(
-            f"input_norm={plan.input_norm}: rows that are read while training are not normalised; give none"
+            f"input_norm={plan.input_norm}, {processes.size} processes: rows that are read while training are not normalised nor shared out; "
+            "give none, and one process"
         )
+    check_same(processes, here, "the processes have different data, settings or versions; give all of them the same")
+    resume = processes.share(resume)
     _check_belonging(features, plan, extractor, augmented_images, validation)
     if resume is not None and resume.context != here:
         raise UserError(
             "resume: data, settings, device or versions are not those that the run began with; its noise must not be used "
             "for anything else: restore them, or start a new run"
         )
+    threads = tuple(processes.gather(torch.get_num_threads()))
+    if resume is not None:
+        resume.check_threads(threads)
+    history = ((0, processes.size),) if resume is None else resume.history_with(processes.size)
     begin = time.monotonic() - (resume.seconds if resume else 0.0)
     if resume is None:
-        key = (key or RandomKey.from_system()).bound_to(here)
-        normalizer, entries = release_normalizer(features, plan, extractor=extractor, key=key, statistics=statistics)
-        if plan.precondition:
-            scale = synthetic_precondition(
-                extractor,
-                normalizer,
-                directions=plan.precondition,
-                power=plan.precondition_power,
-                keep_length=plan.head != "linear",
-            )
-            normalizer = nn.Sequential(normalizer, scale)
+        shared: RandomKey = processes.share(key or RandomKey.from_system())
+        key = shared.bound_to(here)
+        normalizer, entries = _released(features, plan, extractor, key, statistics, processes)
         ledger = Ledger(entries)
-        metrics: list[dict[str, Any]] = []
     else:
         key = resume.key
         normalizer = _restored(features, plan, resume.normalizer)
         ledger = Ledger.from_json(resume.ledger)
-        metrics = list(resume.metrics)
+    classifier = _first_classifier(features, plan, key, processes, network)
+    if network is not None:
+        network.prepare(classifier)
+    head = Head(normalizer, classifier).to(device).eval()
+    state = TrainingState.begin(head.classifier, plan)
+    if resume is not None:
+        state.load_state_dict(resume.training)
+
+    load = RowLoader(
+        head.normalizer,
+        device=device,
+        physical_batch_size=physical_batch_size,
+        budget=memory_budget,
+        processes=processes,
+    )
+
+    def load_split(split: Split) -> LabelledRows:
+        return load(features, split) if rows_of is None else rows_of(split, key)
+
+    test = load_split("test")
+    cached_train = load_split("train") if augmented_images is None or train_metrics else None
+    rows: Rows
+    if augmented_images is None:
+        assert cached_train is not None
+        rows = cached_train
+    else:
+        rows = AugmentedRows(
+            images=augmented_images,
+            y=torch.from_numpy(features.labels("train")).to(device),
+            extractor=extractor.to(device),
+            normalizer=head.normalizer,
+            key=key,
+            physical_batch_size=physical_batch_size,
+            copies=plan.augmentation_multiplicity,
+        )
+    if processes.size > 1:
+        first, stop = part_of(plan.num_examples, processes.rank, processes.size)
+        rows = RowsOfProcess(rows, first, stop, begin=first if augmented_images is None else 0)
+
+    def checkpoint(metrics: list[dict[str, Any]]) -> Checkpoint:
+        return Checkpoint(
+            key=key,
+            context=here,
+            normalizer=copy.deepcopy(head.normalizer.state_dict()),
+            ledger=ledger.to_json(),
+            training=copy.deepcopy(state.state_dict()),
+            metrics=list(metrics),
+            seconds=time.monotonic() - begin,
+            history=history,
+            released=max(len(metrics), resume.released if resume else 0),
+            threads=threads,
+        )
+
+    def save(metrics: list[dict[str, Any]]) -> None:
+        if on_checkpoint is not None:
+            on_checkpoint(checkpoint(metrics))
+
+    epochs = _Epochs(
+        plan,
+        test=test,
+        train=cached_train if train_metrics else None,
+        metrics=[] if resume is None else list(resume.metrics),
+        begin=begin,
+        on_metrics=on_metrics,
+        save=save,
+        processes=processes,
+    )
+    epochs.save()
+    ledger.record(
+        train(
+            state,
+            rows,
+            plan,
+            key=key,
+            engine=unclipped_sum if plan.engine == UNCLIPPED else ENGINES[plan.engine],
+            after_epoch=epochs.after,
+            stopped=epochs.stopped(),
+            noise_key=noise_key(key, processes),
+            processes=processes,
+        )
+    )
+    predictions = predicted_classes(head.classifier, test, processes=processes)
+    accuracy = None
+    if validation is not None:
+        accuracy, entries = validation_accuracy(
+            head.classifier, load(validation, "train"), plan, noise_key(key, processes), processes=processes
+        )
+        for entry in entries:
+            ledger.record(entry)
+    head, average = _without_precondition(head, state.average.average, plan)
+    certificate = None
+    if processes.rank == 0:
+        certificate = certify(
+            features,
+            plan,
+            ledger,
+            key=key,
+            published_data=published_data,
+            augmented=augmented_images is not None,
+            not_private=_not_private(plan, train_metrics=train_metrics, validated=validation is not None),
+            num_validation=None if validation is None else validation.num_rows("train"),
+            assumptions=[*assumptions, *_assumed(plan, statistics)],
+            history=history,
+        )
+    return FitResult(
+        head=head,
+        average=average,
+        test_accuracy=epochs.metrics[-1]["test_accuracy"],
+        test_accuracy_ema=epochs.metrics[-1]["test_accuracy_ema"],
+        certificate=processes.share(certificate),
+        metrics=epochs.metrics,
+        test_predictions=predictions,
+        seconds=time.monotonic() - begin,
+        validation_accuracy=accuracy,
+    )
+
+
+class _Epochs:
+    """What happens after an epoch: a row of metrics, and now and then a checkpoint.
+
+    Args:
+        plan: of the run.
+        test: this process's test rows.
+        train: its training rows, where metrics on private data were asked for.
+        metrics: of the epochs before.
+        begin: when the run began, on the monotonic clock.
+        on_metrics: called with each row, by the first process.
+        save: called with all rows so far, by the first process.
+        processes: which train together.
+    """
+
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        *,
+        test: LabelledRows,
+        train: LabelledRows | None,
+        metrics: list[dict[str, Any]],
+        begin: float,
+        on_metrics: Callable[[dict[str, Any]], None],
+        save: Callable[[list[dict[str, Any]]], None],
+        processes: Processes,
+    ) -> None:
+        self.metrics = metrics
+        self._plan, self._test, self._train, self._begin = plan, test, train, begin
+        self._on_metrics, self._save, self._processes = on_metrics, save, processes
+        self._total_epsilon = finite_or_none(plan.epsilon()) if processes.rank == 0 else None
+        self._last_saved = -CHECKPOINT_SECONDS
+
+    def after(self, state: TrainingState) -> bool:
+        """Record an epoch; true ends the training."""
+        plan, processes = self._plan, self._processes
+        check_same_weights(processes, state)
+        epsilon = _epsilon_so_far(plan, state.step, self._total_epsilon) if processes.rank == 0 else None
+        row: dict[str, Any] = {
+            "epoch": -(-state.step // plan.steps_per_epoch),
+            "step": state.step,
+            "epsilon": epsilon,
+            "test_accuracy": evaluate(state.model, self._test, processes=processes)[0],
+            "test_accuracy_ema": evaluate(state.model, self._test, state.average.average, processes=processes)[0],
+            "seconds": round(time.monotonic() - self._begin, 3),
+        }
+        if self._train is not None:
+            accuracy, loss = evaluate(state.model, self._train, processes=processes)
+            row |= {"train_accuracy_not_private": accuracy, "train_loss_not_private": loss}
+        row = processes.share(row)
+        self.metrics.append(row)
+        if processes.rank == 0:
+            self._on_metrics(row)
+        self.save()
+        return self.stopped()
+
+    def save(self) -> None:
+        """Save a checkpoint unless the last one is fresh."""
+        if self._processes.rank > 0 or time.monotonic() - self._last_saved < CHECKPOINT_SECONDS:
+            return
+        self._save(self.metrics)
+        self._last_saved = time.monotonic()
+
+    def stopped(self) -> bool:
+        """Whether test accuracy has ended the training early."""
+        return self._plan.early_stop and _has_stalled([row["test_accuracy"] for row in self.metrics])
+
+
+def _released(
+    features: Features,
+    plan: TrainingPlan,
+    extractor: Extractor,
+    key: RandomKey,
+    statistics: PublicStatistics | None,
+    processes: Processes,
+) -> tuple[nn.Module, list[LedgerEntry]]:
+    """The normaliser with its preconditioner, and what it cost."""
+    normalizer, entries = release_normalizer(
+        features, plan, extractor=extractor, key=key, statistics=statistics, processes=processes
+    )
+    if plan.precondition and processes.rank == 0:
+        scale = synthetic_precondition(
+            extractor,
+            normalizer,
+            directions=plan.precondition,
+            power=plan.precondition_power,
+            keep_length=plan.head != "linear",
+        )
+        normalizer = nn.Sequential(normalizer, scale)
+    # What is computed in floating point is computed once: machines may differ in the last bit.
+    computed = processes.share(normalizer.state_dict())
+    return normalizer if processes.rank == 0 else _restored(features, plan, computed), entries
+
+
+def _first_classifier(
+    features: Features, plan: TrainingPlan, key: RandomKey, processes: Processes, network: Network | None
+) -> nn.Module:
+    """The head's classifier with its first weights, from the key; its layers are such as the plan's engine can clip."""
     initial = int(key.words("initial weights", counter=0, count=1)[0] >> np.uint64(1))
     if network is None:
         classifier = make_classifier(plan.head, features.output_shape, len(features.class_names), seed=initial)
@@ -151,120 +382,26 @@ def fit(
             check_by_example(classifier, made_up)
         else:  # deep networks of ReLU jump where single precision rounds to the other side of 0
             check_by_example(copy.deepcopy(classifier).double(), made_up.double())
-    if network is not None:
-        network.prepare(classifier)
-    head = Head(normalizer, classifier).to(device).eval()
-    state = TrainingState.begin(head.classifier, plan)
-    if resume is not None:
-        state.load_state_dict(resume.training)
+    classifier.load_state_dict(processes.share(classifier.state_dict()))
+    return classifier
 
-    def load(split: Split) -> LabelledRows:
-        if rows_of is not None:
-            return rows_of(split, key)
-        return load_rows(features, split, head.normalizer, device=device, physical_batch_size=physical_batch_size)
 
-    test = load("test")
-    cached_train = load("train") if augmented_images is None or train_metrics else None
-    if augmented_images is None:
-        assert cached_train is not None
-        rows = cached_train
-    else:
-        labels = torch.from_numpy(features.labels("train")).to(device)
-        rows = AugmentedRows(
-            images=augmented_images,
-            y=labels,
-            extractor=extractor.to(device),
-            normalizer=head.normalizer,
-            key=key,
-            physical_batch_size=physical_batch_size,
-            copies=plan.augmentation_multiplicity,
-        )
+def _without_precondition(head: Head, average: dict[str, Tensor], plan: TrainingPlan) -> tuple[Head, dict[str, Tensor]]:
+    """A linear head and its averaged weights with the preconditioner folded into the weights; other heads as they are."""
+    if not plan.precondition or not isinstance(head.classifier, nn.Linear):
+        return head, average
+    normalizer, precondition = head.normalizer.children()
+    assert isinstance(precondition, Precondition)
+    head.classifier.load_state_dict(folded(head.classifier.state_dict(), precondition))
+    return Head(normalizer, head.classifier), folded(average, precondition)
 
-    last_saved = -CHECKPOINT_SECONDS
 
-    def save(state: TrainingState) -> None:
-        nonlocal last_saved
-        if on_checkpoint is None or time.monotonic() - last_saved < CHECKPOINT_SECONDS:
-            return
-        on_checkpoint(
-            Checkpoint(
-                key=key,
-                context=here,
-                normalizer=copy.deepcopy(head.normalizer.state_dict()),
-                ledger=ledger.to_json(),
-                training=copy.deepcopy(state.state_dict()),
-                metrics=list(metrics),
-                seconds=time.monotonic() - begin,
-            )
-        )
-        last_saved = time.monotonic()
-
-    total_epsilon = finite_or_none(plan.epsilon())
-
-    def after_epoch(state: TrainingState) -> bool:
-        row: dict[str, Any] = {
-            "epoch": -(-state.step // plan.steps_per_epoch),
-            "step": state.step,
-            "epsilon": _epsilon_so_far(plan, state.step, total_epsilon),
-            "test_accuracy": evaluate(head.classifier, test)[0],
-            "test_accuracy_ema": evaluate(head.classifier, test, state.average.average)[0],
-            "seconds": round(time.monotonic() - begin, 3),
-        }
-        if train_metrics:
-            assert cached_train is not None
-            accuracy, loss = evaluate(head.classifier, cached_train)
-            row |= {"train_accuracy_not_private": accuracy, "train_loss_not_private": loss}
-        metrics.append(row)
-        on_metrics(row)
-        save(state)
-        return plan.early_stop and _has_stalled([row["test_accuracy"] for row in metrics])
-
-    save(state)
-    stopped = plan.early_stop and _has_stalled([row["test_accuracy"] for row in metrics])
-    engine = unclipped_sum if plan.engine == UNCLIPPED else ENGINES[plan.engine]
-    ledger.record(train(state, rows, plan, key=key, engine=engine, after_epoch=after_epoch, stopped=stopped))
-    predictions = predicted_classes(head.classifier, test)
-    measured = None if validation is None else load_rows(validation, "train", head.normalizer, device=device)
-    accuracy = None
-    if measured is not None:
-        accuracy, entries = validation_accuracy(head.classifier, measured, plan, key)
-        for entry in entries:
-            ledger.record(entry)
-    average = state.average.average
-    if plan.precondition and isinstance(head.classifier, nn.Linear):
-        normalizer, precondition = head.normalizer.children()
-        assert isinstance(precondition, Precondition)
-        average = folded(average, precondition)
-        head.classifier.load_state_dict(folded(head.classifier.state_dict(), precondition))
-        head = Head(normalizer, head.classifier)
-    return FitResult(
-        head=head,
-        average=average,
-        test_accuracy=metrics[-1]["test_accuracy"],
-        test_accuracy_ema=metrics[-1]["test_accuracy_ema"],
-        certificate=certify(
-            features,
-            plan,
-            ledger,
-            key=key,
-            published_data=published_data,
-            augmented=augmented_images is not None,
-            not_private=[
-                *(["train_accuracy_not_private", "train_loss_not_private"] if train_metrics else []),
-                *(
-                    ["validation_accuracy_not_private"]
-                    if validation is not None and plan.validation_noise_multiplier is None
-                    else []
-                ),
-            ],
-            num_validation=None if measured is None else len(measured.y),
-            assumptions=[*assumptions, *_assumed(plan, statistics)],
-        ),
-        metrics=metrics,
-        test_predictions=predictions,
-        seconds=time.monotonic() - begin,
-        validation_accuracy=accuracy,
-    )
+def _not_private(plan: TrainingPlan, *, train_metrics: bool, validated: bool) -> list[str]:
+    """Names of exact numbers about private examples that a run records."""
+    names = ["train_accuracy_not_private", "train_loss_not_private"] if train_metrics else []
+    if validated and plan.validation_noise_multiplier is None:
+        names.append("validation_accuracy_not_private")
+    return names
 
 
 def _restored(features: Features, plan: TrainingPlan, state: dict[str, Any]) -> nn.Module:
@@ -309,14 +446,30 @@ def context(
     physical_batch_size: int,
     device: torch.device | str,
     statistics: PublicStatistics | None = None,
+    validation: Features | None = None,
     network: Network | None = None,
 ) -> str:
-    """Everything that decides a run's numbers beside its key, rounding included."""
+    """Everything that decides a run's numbers beside its key, rounding included; but for the number of processes, which
+    :mod:`scatterdp.training.distributed` sees to, and of threads, which the checkpoint does.
+    """
     versions = {name: version(name) for name in ("scatterdp", "torch", "numpy", "scipy")}
     data = (features.dataset_fingerprint, features.extractor_fingerprint, features.dtype)
     given = () if statistics is None else (statistics.digest(),)
     given += () if network is None else (network.description,)
-    return repr((data, plan, augmented, physical_batch_size, str(device), versions, *given))
+    # Other rows of one data set are other data: folds of one size must not share their noise.
+    rows = (
+        ()
+        if validation is None and not isinstance(features, TrainingSubset)
+        else (_rows_of(features), _rows_of(validation))
+    )
+    return repr((data, plan, augmented, physical_batch_size, str(device), versions, *given, *rows))
+
+
+def _rows_of(features: Features | None) -> tuple[str, ...]:
+    """Which training rows these are."""
+    if features is None:
+        return ()
+    return features.dataset_fingerprint, features.digest() if isinstance(features, TrainingSubset) else "all"
 
 
 def _assumed(plan: TrainingPlan, statistics: PublicStatistics | None) -> list[str]:

@@ -21,6 +21,7 @@ from scatterdp.privacy.certificate import TRAINING
 from scatterdp.privacy.ledger import LedgerEntry
 from scatterdp.privacy.noise import gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.training.distributed import ONE, Processes, bits_of, check_same
 from scatterdp.training.ema import MovingAverage
 from scatterdp.training.plan import TrainingPlan
 from scatterdp.training.rows import Rows
@@ -63,6 +64,19 @@ class TrainingState:
         self.step = state["step"]
 
 
+def check_same_weights(processes: Processes, state: TrainingState) -> None:
+    """Stop all processes unless they have the same weights, to the bit: other weights are another sum's, with the same noise.
+
+    Raises:
+        UserError: they do not.
+    """
+    check_same(
+        processes,
+        bits_of([*state.model.state_dict().values(), *state.average.average.values()]),
+        "the processes came to different weights, so their machines compute differently; run on machines that are alike",
+    )
+
+
 def make_optimizer(model: nn.Module, plan: TrainingPlan) -> Optimizer:
     """The plan's torch optimizer over the model's trainable parameters."""
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -85,13 +99,21 @@ def private_gradient(
     key: RandomKey,
     engine: Engine,
     loss: PerExampleLoss = per_example_cross_entropy,
+    noise_key: RandomKey | None = None,
+    processes: Processes = ONE,
 ) -> dict[str, Tensor]:
     """The noisy mean gradient of step ``step`` by parameter name.
 
     **Formal guarantee.** The sum of clipped per-example gradients has L2 sensitivity C = ``plan.max_grad_norm`` over
     all parameters together; each coordinate gets independent noise of standard deviation σ·C, so the step is one
     Gaussian mechanism of noise multiplier σ on the sampled batch. An empty batch is a valid step: noise only. The
-    divisor is the expected batch size, a constant.
+    divisor is the expected batch size, a constant. With several processes the sum is that of all of them, and the noise is
+    added to it once (:mod:`scatterdp.training.distributed`).
+
+    Args:
+        rows: the private examples, or this process's part of them: of a batch they give those that they hold.
+        key: of the batch, and of the noise unless ``noise_key`` is given.
+        processes: which hold all rows together.
     """
     sums = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
     for piece in rows.pieces(plan.selection().indices(step, key), step=step):
@@ -107,12 +129,13 @@ def private_gradient(
         )
         for name, gradient in clipped.gradients.items():
             sums[name] += gradient
+    processes.add_up(list(sums.values()))
     for name, total in sums.items():
         total += gaussian_noise(
             tuple(total.shape),
             noise_multiplier=plan.sigma,
             sensitivity=plan.max_grad_norm,
-            key=key,
+            key=noise_key or key,
             purpose=f"gradient of {name}",
             counter=step,
             dtype=total.dtype,
@@ -131,6 +154,8 @@ def train(
     engine: Engine,
     after_epoch: Callable[[TrainingState], bool | None] = lambda state: None,
     stopped: bool = False,
+    noise_key: RandomKey | None = None,
+    processes: Processes = ONE,
 ) -> LedgerEntry:
     """Run the plan's remaining steps; returns what all its steps cost.
 
@@ -143,11 +168,14 @@ def train(
         after_epoch: called after every epoch's last step and after the last step; true ends the training. What is spent stays
             what the plan counts.
         stopped: ``after_epoch`` has ended it already, before the checkpoint that this goes on from.
+        noise_key, processes: see :func:`private_gradient`.
     """
     parameters = dict(state.model.named_parameters())
     selection = plan.selection()
     while state.step < selection.steps and not stopped:
-        gradients = private_gradient(state.model, rows, plan, step=state.step, key=key, engine=engine)
+        gradients = private_gradient(
+            state.model, rows, plan, step=state.step, key=key, engine=engine, noise_key=noise_key, processes=processes
+        )
         for name, gradient in gradients.items():
             parameters[name].grad = gradient
         for group in state.optimizer.param_groups:

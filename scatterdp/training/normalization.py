@@ -23,9 +23,8 @@ from scatterdp.privacy.statistics import (
     bounds_from_reference,
     release_channel_statistics,
 )
+from scatterdp.training.distributed import BLOCK, ONE, Processes, in_order, part_of
 from scatterdp.training.plan import TrainingPlan
-
-_BLOCK = 512
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,6 +68,7 @@ def release_normalizer(
     extractor: Extractor,
     key: RandomKey,
     statistics: PublicStatistics | None = None,
+    processes: Processes = ONE,
 ) -> tuple[nn.Module, list[LedgerEntry]]:
     """The plan's normaliser and what it cost: one entry for ``BN``, none for the others.
 
@@ -78,6 +78,7 @@ def release_normalizer(
         extractor: pushes synthetic images through, unless the plan has a bound.
         key: the run's.
         statistics: for ``given``.
+        processes: each reads its part of the rows.
 
     Raises:
         UserError: features that are not finite.
@@ -91,12 +92,18 @@ def release_normalizer(
         return statistics.normalizer(features.output_shape[0]), []
     if plan.input_norm != "BN":
         return _free_normalizer(features, plan), []
+    num_examples = features.num_rows("train")
+    first, stop = part_of(num_examples, processes.rank, processes.size)
+    bounds = _bounds(plan, extractor, blocks) if processes.rank == 0 else None
     released, entry = release_channel_statistics(
-        (torch.from_numpy(block) for _, block in features.iter_rows("train", _BLOCK)),
-        num_examples=features.num_rows("train"),
-        bounds=_bounds(plan, extractor, blocks),
+        (torch.from_numpy(block) for _, block in features.iter_rows("train", BLOCK, first=first, stop=stop)),
+        num_examples=num_examples,
+        bounds=processes.share(bounds),
         noise_multiplier=plan.bn_noise_multiplier,
         key=key,
+        selection=plan.statistics_selection(),
+        rows=range(first, stop),
+        of_all=lambda sums: in_order(sums, processes),
     )
     if len(blocks) == 1 and blocks[0].scale == 1 and blocks[0].shape == extractor.output_shape:
         return Standardize.from_statistics(released), [entry]

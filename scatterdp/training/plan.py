@@ -23,8 +23,8 @@ from scatterdp.engines.clipping import Clipping
 from scatterdp.errors import ConfigError
 from scatterdp.privacy.accounting import Accountant, epsilon_of
 from scatterdp.privacy.calibration import calibrate_noise_multiplier, calibrate_steps
-from scatterdp.privacy.sampling import BatchSelection, Sampling, make_selection
-from scatterdp.privacy.statistics import statistics_event
+from scatterdp.privacy.sampling import BatchSelection, PoissonSelection, Sampling, make_selection
+from scatterdp.privacy.statistics import statistics_event, statistics_selection
 from scatterdp.recipes import Recipe, recipe_of
 
 #: The ``engine`` of training that is not private.
@@ -38,7 +38,10 @@ class TrainingPlan:
     Args:
         num_examples: N, public.
         batch_size: expected batch size, 1 … N; N is full batch.
-        epochs: an epoch is ⌊N / batch_size⌋ steps.
+        epochs: an epoch is ⌊N / batch_size⌋ steps, or ⌊epoch_examples / batch_size⌋.
+        epoch_examples: as many examples' worth of steps are called an epoch; None: N. It changes the number of steps, which sampler and
+            accountant share, never who is sampled.
+        statistics_examples: expected size of the Poisson sample whose statistics ``BN`` releases; None: all N.
         lr, optimizer, momentum, nesterov: of the optimizer; no privacy meaning.
         max_grad_norm: per-example gradient bound.
         noise_multiplier: σ of each step; None until :meth:`calibrated`.
@@ -94,12 +97,22 @@ class TrainingPlan:
     augmentation_multiplicity: int = 1
     precondition: int = 0
     precondition_power: float = 1.0
+    epoch_examples: int | None = None
+    statistics_examples: int | None = None
     validation_noise_multiplier: float | None = None
     warmup_steps: int = 0
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         make_selection(self.sampling, num_examples=self.num_examples, batch_size=self.batch_size, steps=1)
+        for name in ("epoch_examples", "statistics_examples"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= self.num_examples:
+                raise ConfigError(f"{name}={value}: expected 1 to {self.num_examples}, the number of training examples")
+        if self.steps_per_epoch < 1:
+            raise ConfigError(
+                f"batch_size={self.batch_size}: expected at most {self.epoch_examples}, an epoch's examples"
+            )
         for name in ("epochs", "augmentation_multiplicity"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected at least 1")
@@ -139,7 +152,7 @@ class TrainingPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.num_examples // self.batch_size
+        return (self.epoch_examples or self.num_examples) // self.batch_size
 
     @property
     def steps(self) -> int:
@@ -156,6 +169,10 @@ class TrainingPlan:
             steps=self.steps if steps is None else steps,
         )
 
+    def statistics_selection(self) -> PoissonSelection | None:
+        """The sampler of the statistics; None for all examples."""
+        return statistics_selection(self.num_examples, self.statistics_examples or self.num_examples)
+
     @property
     def prior(self) -> dp_accounting.DpEvent:
         """What is spent beside training.
@@ -165,7 +182,8 @@ class TrainingPlan:
         """
         released: list[dp_accounting.DpEvent] = []
         if self.input_norm == "BN":
-            released.append(statistics_event(self.bn_noise_multiplier))
+            selection = self.statistics_selection()
+            released.append(statistics_event(self.bn_noise_multiplier, selection.sample_rate if selection else 1.0))
         if self.validation_noise_multiplier is not None:
             released.append(dp_accounting.GaussianDpEvent(self.validation_noise_multiplier))
         if len(released) == 1:
@@ -223,7 +241,7 @@ class TrainingPlan:
 
 
 _COSTS = ("num_examples", "batch_size", "epochs", "noise_multiplier", "sampling", "input_norm", "bn_noise_multiplier",
-          "validation_noise_multiplier", "delta", "accountant", "max_steps")  # fmt: skip
+          "validation_noise_multiplier", "delta", "accountant", "max_steps", "epoch_examples", "statistics_examples")  # fmt: skip
 
 
 @functools.lru_cache(maxsize=1024)
@@ -252,16 +270,19 @@ def _beyond_the_common(config: TrainingConfig, recipe: Recipe) -> dict[str, Any]
         return said
     return said | {
         "head": config.head,
-        "engine": config.engine,
+        "engine": "linear" if config.head == "linear" else config.engine,
         "clipping": config.clipping,
         "early_stop": config.early_stop,
         "augmentation_multiplicity": config.augmentation_multiplicity,
     }
 
 
-def plan_from_config(config: BaselinesConfig, *, dataset_name: str, num_examples: int) -> TrainingPlan:
-    """:func:`plan_from_recipe` with the data set's recipe."""
-    return plan_from_recipe(config, recipe_of(config, dataset_name, num_examples), num_examples=num_examples)
+def plan_from_config(
+    config: BaselinesConfig, *, dataset_name: str, num_examples: int, epoch_examples: int | None = None
+) -> TrainingPlan:
+    """:func:`plan_from_recipe` with the data set's recipe, which goes by the number of examples of an epoch."""
+    recipe = recipe_of(config, dataset_name, epoch_examples or num_examples)
+    return plan_from_recipe(config, recipe, num_examples=num_examples, epoch_examples=epoch_examples)
 
 
 def plan_from_recipe(
@@ -269,6 +290,7 @@ def plan_from_recipe(
     recipe: Recipe,
     *,
     num_examples: int,
+    epoch_examples: int | None = None,
     public_statistics: bool = False,
     feature_clip_norm: float | None = None,
 ) -> TrainingPlan:
@@ -278,6 +300,7 @@ def plan_from_recipe(
         config: the flags.
         recipe: fills what they leave out.
         num_examples: N.
+        epoch_examples: as in :class:`TrainingPlan`; statistics are of a sample of as many.
         public_statistics: statistics are given, and serve when the flags name no other normalisation.
         feature_clip_norm: as in :class:`TrainingPlan`.
 
@@ -316,6 +339,8 @@ def plan_from_recipe(
         delta=config.target_delta,
         accountant=config.accountant,
         feature_clip_norm=feature_clip_norm,
+        epoch_examples=epoch_examples,
+        statistics_examples=epoch_examples,
         **_beyond_the_common(config, recipe),
     )
     if config.optim == "LR":

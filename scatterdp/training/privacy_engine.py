@@ -35,6 +35,7 @@ from scatterdp.privacy.certificate import TRAINING
 from scatterdp.privacy.ledger import Ledger, LedgerEntry
 from scatterdp.privacy.noise import gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.ranks import several
 from scatterdp.training.plan import TrainingPlan
 
 BookKeeping = Literal["mixed_ghost", "ghost"]
@@ -64,7 +65,7 @@ class PrivacyEngine:
     Raises:
         ConfigError: values out of range, or both or neither of ``target_epsilon`` and ``noise_multiplier``.
         BudgetError: no noise meets the target.
-        UserError: a layer that cannot be private; says which and the way out. At the first forward pass: a model that mixes examples.
+        UserError: several processes (``torchrun``); a layer that cannot be private; says which and the way out. At the first forward pass: a model that mixes examples.
     """
 
     def __init__(
@@ -83,6 +84,11 @@ class PrivacyEngine:
         clipping: Clipping = "flat",
         seed: int | None = None,
     ) -> None:
+        if several():
+            raise UserError(
+                "PrivacyEngine: trains in one process, but torchrun started several, and each would spend the whole budget; start it without "
+                "torchrun, or train with scatterdp.fit, which several processes can do together"
+            )
         if (target_epsilon is None) == (noise_multiplier is None):
             raise ConfigError("target_epsilon, noise_multiplier: each determines the other, give one of them")
         if engine not in ("mixed_ghost", "ghost"):

@@ -16,8 +16,9 @@ from scatterdp.privacy.certificate import make_certificate
 from scatterdp.privacy.commitment import commitment, commitment_key
 from scatterdp.privacy.ledger import Ledger
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.training.distributed import LIMITS, describe
 from scatterdp.training.plan import TrainingPlan
-from scatterdp.training.validation import HELD_OUT_RULE
+from scatterdp.training.validation import HELD_OUT_RULE, LIMITS_OF_HOLDING_OUT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ def certify(
     not_private: list[str],
     sampler: dict[str, Any] | None = None,
     assumptions: Sequence[str] = (),
+    history: Sequence[tuple[int, int]] = ((0, 1),),
     num_validation: int | None = None,
 ) -> dict[str, Any]:
     """The certificate of a run on cached features.
@@ -68,6 +70,7 @@ def certify(
         sampler: in words, when it is not the plan's.
         num_validation: how many private examples were kept out of training, if any were.
         assumptions: see :func:`scatterdp.privacy.certificate.make_certificate`.
+        history: ``(step, K)``: K processes computed from that step on.
     """
     data: dict[str, Any] = {
         "name": features.dataset_name,
@@ -87,6 +90,7 @@ def certify(
         data["commitment_is"] = (
             "HMAC-SHA-256 of nonce, space and the data set's fingerprint under commitment.key of the features folder"
         )
+    shared = any(number > 1 for _, number in history)
     return make_certificate(
         ledger,
         delta=plan.delta,
@@ -112,4 +116,6 @@ def certify(
             *not_private,
         ],
         assumptions=assumptions,
+        computation=describe(history) if shared else None,
+        more_limits=[*(LIMITS if shared else ()), *(() if num_validation is None else LIMITS_OF_HOLDING_OUT)],
     )

@@ -34,7 +34,7 @@ class Piece:
 
 
 class Rows(Protocol):
-    """Training examples by row number."""
+    """Examples by row number."""
 
     def pieces(self, indices: np.ndarray, *, step: int) -> Iterator[Piece]:
         """The examples of one logical batch in physical pieces; none for an empty batch.
@@ -45,7 +45,7 @@ class Rows(Protocol):
 
 
 class LabelledRows(Rows, Protocol):
-    """Rows that a classifier can be evaluated on."""
+    """Rows whose number and labels are known."""
 
     @property
     def y(self) -> Tensor:
@@ -87,6 +87,41 @@ class FeatureRows:
             yield Piece(x, self.y[part], self.squared_norms[part])
 
 
+def normalized_blocks(
+    features: Features,
+    split: Split,
+    normalizer: nn.Module,
+    *,
+    device: torch.device | str,
+    first: int = 0,
+    stop: int | None = None,
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Rows of a split, ``first`` to before ``stop``, as training sees them: normalised, flattened, in the cache's own precision.
+
+    Yields:
+        ``(start, values (b, D), squared_norms (b,))``, the latter float32, of the values as rounded.
+
+    Raises:
+        UserError: a row that is not finite after normalisation (float16 overflows at 65504).
+    """
+    for start, block in features.iter_rows(split, 512, first=first, stop=stop):
+        values = normalized(block, normalizer, device=device, dtype=getattr(torch, features.dtype))
+        with torch.no_grad():
+            norms = values.float().square().sum(1)
+        if not norms.isfinite().all():
+            raise UserError(
+                f"features of the {split} split: row {start + int((~norms.isfinite()).nonzero()[0])} is not finite "
+                f"after normalisation in {features.dtype}; use --feature_dtype=float32 or another --input_norm"
+            )
+        yield start, values, norms
+
+
+@torch.no_grad()
+def normalized(block: np.ndarray, normalizer: nn.Module, *, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """Features ``(b, K, h, w)`` as rows ``(b, D)``: normalised in single precision, then rounded to ``dtype``."""
+    return normalizer(torch.from_numpy(block).to(device).float()).flatten(1).to(dtype)
+
+
 def load_rows(
     features: Features,
     split: Split,
@@ -94,29 +129,24 @@ def load_rows(
     *,
     device: torch.device | str = "cpu",
     physical_batch_size: int = DEFAULT_PHYSICAL_BATCH,
+    first: int = 0,
+    stop: int | None = None,
 ) -> FeatureRows:
-    """Read one split into memory, normalised, in the cache's own precision.
+    """Read one split into memory, normalised, in the cache's own precision; or its rows from ``first`` to before ``stop``.
 
     Memory: the split once, plus one block of 512 rows.
 
     Raises:
         UserError: a row that is not finite after normalisation (float16 overflows at 65504).
     """
-    rows, size = features.num_rows(split), int(np.prod(features.output_shape))
+    stop = features.num_rows(split) if stop is None else stop
+    rows, size = stop - first, int(np.prod(features.output_shape))
     x = torch.empty(rows, size, dtype=getattr(torch, features.dtype), device=device)
     squared_norms = torch.empty(rows, device=device)
-    with torch.inference_mode():
-        for start, block in features.iter_rows(split, 512):
-            values = normalizer(torch.from_numpy(block).to(device).float()).flatten(1).to(x.dtype)
-            norms = values.float().square().sum(1)
-            if not norms.isfinite().all():
-                raise UserError(
-                    f"features of the {split} split: row {start + int((~norms.isfinite()).nonzero()[0])} is not finite "
-                    f"after normalisation in {features.dtype}; use --feature_dtype=float32 or another --input_norm"
-                )
-            x[start : start + len(values)] = values
-            squared_norms[start : start + len(values)] = norms
-    y = torch.from_numpy(features.labels(split)).to(device)
+    for start, values, norms in normalized_blocks(features, split, normalizer, device=device, first=first, stop=stop):
+        x[start - first : start - first + len(values)] = values
+        squared_norms[start - first : start - first + len(values)] = norms
+    y = torch.from_numpy(features.labels(split)[first:stop]).to(device)
     return FeatureRows(x, y, squared_norms, physical_batch_size)
 
 

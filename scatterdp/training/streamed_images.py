@@ -21,7 +21,7 @@ from scatterdp.training.augmentation import flip_and_crop
 from scatterdp.training.rows import Piece
 
 
-class StreamedFeatures:
+class ImageFeatures:
     """:class:`scatterdp.cache.Features` of a streamed data set; nothing is cached.
 
     Args:
@@ -73,15 +73,33 @@ class StreamedFeatures:
     def labels(self, split: Split) -> np.ndarray:
         return self.images(split).labels
 
-    def iter_rows(self, split: Split, rows_per_block: int) -> Iterator[tuple[int, np.ndarray]]:
-        for start in range(0, self.num_rows(split), rows_per_block):
-            rows = np.arange(start, min(start + rows_per_block, self.num_rows(split)))
-            pixels = torch.from_numpy(to_channels_first_float(self.images(split).read(rows)))
-            yield start, self.extractor(pixels).cpu().numpy()
+    def iter_rows(
+        self, split: Split, rows_per_block: int, *, first: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        reader, stop = self.row_reader(split), self.num_rows(split) if stop is None else stop
+        for start in range(first, stop, rows_per_block):
+            yield start, reader.read(np.arange(start, min(start + rows_per_block, stop)))
+
+    def row_reader(self, split: Split) -> ImageReader:
+        return ImageReader(self.images(split), self.extractor)
 
 
 @dataclass(frozen=True)
-class StreamedRows:
+class ImageReader:
+    """Features ``(b, K, h, w)`` of images by row number, extracted when they are asked for."""
+
+    images: StreamedImages
+    extractor: Extractor
+
+    def expect(self, rows: np.ndarray) -> None:
+        pass
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        return self.extractor(torch.from_numpy(to_channels_first_float(self.images.read(rows)))).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class ImageRows:
     """Images of one split, decoded when a batch asks for them, the next piece while this one is in work.
 
     Args:

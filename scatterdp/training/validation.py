@@ -1,7 +1,8 @@
 """Private examples kept out of training, and the accuracy on them.
 
 **Formal guarantee.** Whether an example is held out depends on a public rule and on the example alone, so adding or removing one moves no other: the
-neighbouring data sets stay those that differ by one example, which is in one of the two parts. The numbers of both parts are public, as N is. On the
+neighbouring data sets stay those that differ by one example, which is in one of the two parts. The numbers of both parts are public, as N is: more than N
+alone, since they tell in which part an otherwise unknown example is (:data:`LIMITS_OF_HOLDING_OUT`, which the certificate says). On the
 held-out part the number of right answers changes by at most 1 with one example: with Gaussian noise of standard deviation σ it is the
 Gaussian mechanism of noise multiplier σ, an entry of the ledger. Without noise it is outside the guarantee, and so is every choice that is made by it.
 
@@ -26,17 +27,23 @@ import dp_accounting
 import numpy as np
 from torch import nn
 
-from scatterdp.cache import Features, Split
+from scatterdp.cache import Features, RowReader, Split
 from scatterdp.datasets import Dataset
 from scatterdp.errors import ConfigError
 from scatterdp.privacy.ledger import LedgerEntry
-from scatterdp.privacy.noise import gaussian_noise
+from scatterdp.privacy.noise import noisy_count
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.training.distributed import ONE, Processes
 from scatterdp.training.evaluation import evaluate
 from scatterdp.training.plan import TrainingPlan
-from scatterdp.training.rows import FeatureRows
+from scatterdp.training.rows import LabelledRows
 
 HELD_OUT_RULE = "SHA-256 of 'scatterdp validation' and the image's bytes, its first 8 bytes as a little-endian number below share·2⁶⁴"
+LIMITS_OF_HOLDING_OUT = (
+    "How many examples were trained on and how many were held out are two public numbers, beside which the rule of holding out is public: someone who "
+    "knows all examples but one learns from them, exactly, which part the last one is in. Sample rate, divisors and noise are computed from them and stay "
+    "as they are for the neighbour; so one example in place of another is not covered as two changes unless both are in the same part.",
+)
 _RULE = hashlib.sha256(b"scatterdp validation")
 
 
@@ -74,6 +81,10 @@ class TrainingSubset:
 
     whole: Features
     rows: np.ndarray
+
+    def digest(self) -> str:
+        """SHA-256 of the row numbers; with the data set's fingerprint it says whose features these are."""
+        return hashlib.sha256(np.ascontiguousarray(self.rows, "<i8").tobytes()).hexdigest()
 
     @property
     def path(self) -> Path:
@@ -122,21 +133,56 @@ class TrainingSubset:
         labels = self.whole.labels(split)
         return labels[self.rows] if split == "train" else labels
 
-    def iter_rows(self, split: Split, rows_per_block: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Blocks of at most ``rows_per_block`` rows, numbered from 0 without gaps."""
+    def iter_rows(
+        self, split: Split, rows_per_block: int, *, first: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Blocks of at most ``rows_per_block`` rows, numbered from 0 without gaps; those from ``first`` to before ``stop``."""
         if split != "train":
-            yield from self.whole.iter_rows(split, rows_per_block)
+            yield from self.whole.iter_rows(split, rows_per_block, first=first, stop=stop)
             return
-        start = 0
-        for first, block in self.whole.iter_rows(split, rows_per_block):
-            begin, end = np.searchsorted(self.rows, [first, first + len(block)])
-            if end > begin:
-                yield start, block[self.rows[begin:end] - first]
-                start += int(end - begin)
+        start, stop = first, len(self.rows) if stop is None else stop
+        if start >= stop:
+            return
+        rows = self.rows[first:stop]
+        whole_block = (
+            int(rows[0]) // rows_per_block * rows_per_block
+        )  # blocks of the whole, whichever part is asked for
+        # Blocks of its own rows, full but for the last: what is summed by blocks is the same however the rows are dealt out.
+        pieces: list[np.ndarray] = []
+        for begin, block in self.whole.iter_rows(split, rows_per_block, first=whole_block, stop=int(rows[-1]) + 1):
+            wanted = rows[slice(*np.searchsorted(rows, [begin, begin + len(block)]))]
+            pieces.append(block[wanted - begin])
+            if sum(map(len, pieces)) >= rows_per_block:
+                joined = np.concatenate(pieces)
+                yield start, joined[:rows_per_block]
+                start, pieces = start + rows_per_block, [joined[rows_per_block:]]
+        if start < stop:
+            yield start, np.concatenate(pieces)
+
+    def row_reader(self, split: Split) -> RowReader:
+        """Reads rows by their number among those that are seen."""
+        reader = self.whole.row_reader(split)
+        return reader if split != "train" else _SubsetReader(reader, self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class _SubsetReader:
+    """Some rows of a reader, numbered from 0."""
+
+    whole: RowReader
+    rows: np.ndarray
+
+    def expect(self, rows: np.ndarray) -> None:
+        """Passed on."""
+        self.whole.expect(self.rows[rows])
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Passed on."""
+        return self.whole.read(self.rows[rows])
 
 
 def validation_accuracy(
-    classifier: nn.Module, rows: FeatureRows, plan: TrainingPlan, key: RandomKey
+    classifier: nn.Module, rows: LabelledRows, plan: TrainingPlan, key: RandomKey, *, processes: Processes = ONE
 ) -> tuple[float, list[LedgerEntry]]:
     """The accuracy on held-out rows and what it cost: with the plan's noise, or exact and without an entry.
 
@@ -145,17 +191,19 @@ def validation_accuracy(
         rows: the held-out examples.
         plan: says how much noise.
         key: the run's.
+        processes: each of which has a part of the held-out examples.
 
     Returns:
         The accuracy, which noise may take out of [0, 1], and its ledger entry, if it has one.
     """
-    accuracy, _ = evaluate(classifier, rows)
+    accuracy, _ = evaluate(classifier, rows, processes=processes)
+    count = sum(processes.gather(len(rows.y)))
     sigma = plan.validation_noise_multiplier
     if sigma is None:
         return accuracy, []
-    noise = gaussian_noise(
-        (1,), noise_multiplier=sigma, sensitivity=1.0, key=key, purpose="validation accuracy", counter=0
+    right = noisy_count(
+        round(accuracy * count), noise_multiplier=sigma, key=key, purpose="validation accuracy", counter=0
     )
     details = {"noise_multiplier": sigma, "sensitivity": 1.0, "noise_standard_deviation": sigma}
     entry = LedgerEntry("validation accuracy", dp_accounting.GaussianDpEvent(sigma), details)
-    return (round(accuracy * len(rows.y)) + float(noise)) / len(rows.y), [entry]
+    return right / count, [entry]

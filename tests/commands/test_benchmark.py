@@ -13,7 +13,7 @@ from PIL import Image
 from scatterdp.benchmarking import CONTENDERS, NETWORKS, Cell, Largest
 from scatterdp.benchmarking.contenders import Contender
 from scatterdp.commands import benchmark
-from scatterdp.commands.benchmark import BenchmarkConfig, bytes_of, run
+from scatterdp.commands.benchmark import BenchmarkConfig, run
 from scatterdp.engines import ENGINES
 from scatterdp.errors import ConfigError
 from scatterdp.exits import exit_code
@@ -205,8 +205,3 @@ def test_bad_flags_of_the_command_line_end_with_2(tmp_path, capsys):
     assert exit_code(lambda: run([f"--out={tmp_path / 'file'}"])) == 2
     assert capsys.readouterr().err.startswith(f"error: out={tmp_path / 'file'}: is no folder to write in")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-@pytest.mark.parametrize(("words", "count"), [("2GB", 2 * 10**9), ("500 MB", 5 * 10**8), ("1.5kB", 1500)])
-def test_sizes_in_words(words, count):
-    assert bytes_of(words) == count

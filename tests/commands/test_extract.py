@@ -111,22 +111,6 @@ def command(images: Path, folder: Path) -> list[str]:
     return ["extract", f"--dataset={images}", f"--features_dir={folder}", "--batch_size=66"]
 
 
-def torchrun(count: int, arguments: list[str]) -> subprocess.Popen[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
-    return subprocess.Popen(
-        [*launcher, "-m", "scatterdp", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def worker_of(launcher: subprocess.Popen[str], rank: int) -> int:
-    """The process number of one rank."""
-    for children in Path(f"/proc/{launcher.pid}/task").glob("*/children"):
-        for pid in children.read_text().split():
-            if f"RANK={rank}" in Path(f"/proc/{pid}/environ").read_text().split("\0"):
-                return int(pid)
-    raise AssertionError(f"no process of rank {rank}")
-
-
 def wait_for(path: Path, launcher: subprocess.Popen[str]) -> None:
     begin = time.monotonic()
     while not path.exists():
@@ -135,8 +119,8 @@ def wait_for(path: Path, launcher: subprocess.Popen[str]) -> None:
         time.sleep(0.005)
 
 
-def test_two_processes_write_the_same_file(images, whole, tmp_path):
-    launcher = torchrun(2, command(images, tmp_path))
+def test_two_processes_write_the_same_file(torchrun, images, whole, tmp_path):
+    launcher = torchrun(2, "scatterdp", *command(images, tmp_path))
     out, _ = launcher.communicate(timeout=180)
     assert launcher.returncode == 0, out
     assert filecmp.cmp(only_cache(tmp_path), whole, shallow=False)
@@ -145,14 +129,14 @@ def test_two_processes_write_the_same_file(images, whole, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_ends_all_and_the_next_run_completes(images, whole, tmp_path, rank):
-    launcher = torchrun(2, command(images, tmp_path))
+def test_a_killed_process_ends_all_and_the_next_run_completes(torchrun, worker_of, images, whole, tmp_path, rank):
+    launcher = torchrun(2, "scatterdp", *command(images, tmp_path))
     wait_for(tmp_path / f"{whole.name}.progress-1", launcher)
     os.kill(worker_of(launcher, rank), signal.SIGKILL)
     out, _ = launcher.communicate(timeout=120)
     assert launcher.returncode != 0, out
     assert not (tmp_path / whole.name).exists()
-    launcher = torchrun(2, command(images, tmp_path))
+    launcher = torchrun(2, "scatterdp", *command(images, tmp_path))
     out, _ = launcher.communicate(timeout=180)
     assert launcher.returncode == 0, out
     assert filecmp.cmp(only_cache(tmp_path), whole, shallow=False)

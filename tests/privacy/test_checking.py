@@ -18,10 +18,12 @@ from scatterdp.privacy.checking import check_certificate
 from scatterdp.privacy.ledger import Ledger, LedgerEntry
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.privacy.sampling import Sampling, make_selection
-from scatterdp.privacy.statistics import statistics_event
+from scatterdp.privacy.statistics import statistics_event, statistics_selection
 
 
-def certificate(*, sampling: Sampling = "poisson", batch_size: int = 100, noise: float = 2.0) -> dict[str, Any]:
+def certificate(
+    *, sampling: Sampling = "poisson", batch_size: int = 100, noise: float = 2.0, sample: int = 1000
+) -> dict[str, Any]:
     """A run's certificate as it is read from a file."""
     selection = make_selection(sampling, num_examples=1000, batch_size=batch_size, steps=30)
     training = {
@@ -30,10 +32,12 @@ def certificate(*, sampling: Sampling = "poisson", batch_size: int = 100, noise:
         "max_grad_norm": 0.1,
         "noise_standard_deviation": noise * 0.1,
     }
-    statistics = {"feature_clip_norm": [2.0, 5.0], "noise_standard_deviation": [16.0, 40.0]}
+    statistics: dict[str, Any] = {"feature_clip_norm": [2.0, 5.0], "noise_standard_deviation": [16.0, 40.0]}
+    if drawn := statistics_selection(1000, sample):
+        statistics["sample"] = drawn.describe()
     ledger = Ledger(
         [
-            LedgerEntry("channel statistics", statistics_event(8.0), statistics),
+            LedgerEntry("channel statistics", statistics_event(8.0, sample / 1000), statistics),
             LedgerEntry("training", selection.event(noise), training),
         ]
     )
@@ -58,8 +62,8 @@ def honest() -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "made",
-    [{}, {"sampling": "shuffle"}, {"batch_size": 1000}, {"noise": 0.0}],
-    ids=["poisson", "shuffle", "full", "no noise"],
+    [{}, {"sampling": "shuffle"}, {"batch_size": 1000}, {"noise": 0.0}, {"sample": 200}],
+    ids=["poisson", "shuffle", "full", "no noise", "statistics of a sample"],
 )
 def test_what_the_code_writes_agrees_with_itself(made):
     values = certificate(**made)
@@ -337,3 +341,34 @@ class TestClosedForms:
         assert "the event of its second fit: training is not that of its sampler and noise multiplier" in found
         values["ledger"][1]["details"]["sampler"]["num_examples"] = 2000
         assert any("draws from 2000 examples" in sentence for sentence in check_certificate(values).disagreements)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (
+            ("details", "sample", "expected_batch_size"),
+            100,
+            "the numbers of its statistics' sample do not fit each other",
+        ),
+        (("details", "sample", "sample_rate"), 0.1, "the numbers of its statistics' sample do not fit each other"),
+        (("details", "sample", "steps"), 2, "the numbers of its statistics' sample do not fit each other"),
+        (("details", "sample", "kind"), "shuffle", "the numbers of its statistics' sample do not fit each other"),
+        (("details", "sample", "num_examples"), 2000, "its statistics sample 2000 examples, its data has 1000"),
+        (("event", "sampling_probability"), 0.1, "is not that of their sample, noise and bounds"),
+        (("event", "event", "noise_multiplier"), 8.0, "is not that of their sample, noise and bounds"),
+        (("details", "noise_standard_deviation"), [32.0, 80.0], "is not that of their sample, noise and bounds"),
+        (("details", "sample"), None, "is damaged"),
+    ],
+)
+def test_what_was_changed_of_a_sample_is_found(place, value, said):
+    values = certificate(sample=200)
+    entry = values["ledger"][0]
+    for name in place[:-1]:
+        entry = entry[name]
+    entry[place[-1]] = value
+    if value is None:
+        with pytest.raises(UserError, match=said):
+            check_certificate(values)
+    else:
+        assert any(said in sentence for sentence in check_certificate(values).disagreements)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from scatterdp.privacy.noise import gaussian_noise, standard_normal
+from scatterdp.privacy.noise import gaussian_noise, noisy_count, standard_normal
 from scatterdp.privacy.randomness import RandomKey
 
 KEY = RandomKey.from_seed(0)
@@ -170,3 +170,13 @@ def test_a_multiplier_out_of_range(sigma):
 def test_a_sensitivity_out_of_range(sigma, sensitivity):
     with pytest.raises(ValueError, match=f"sensitivity={sensitivity}: expected a finite number > 0"):
         draw((2,), sigma=sigma, sensitivity=sensitivity)
+
+
+def test_a_noisy_count_is_the_gaussian_mechanism_on_a_grid():
+    found = [noisy_count(7, noise_multiplier=3.0, key=KEY, purpose="count", counter=counter) for counter in range(50)]
+    exact = [
+        7 + float(draw((), sigma=3.0, purpose="count", counter=counter, dtype=torch.float64)) for counter in range(50)
+    ]
+    assert all((value * 1024).is_integer() for value in found)
+    np.testing.assert_allclose(found, exact, rtol=0, atol=0.5 / 1024)
+    assert len(set(found)) == 50

@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from scatterdp.errors import UserError
 from scatterdp.privacy.accounting import epsilon_of
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.privacy.sampling import PoissonSelection
 from scatterdp.privacy.statistics import (
     StatisticsBounds,
     bounds_from_norm,
@@ -18,6 +19,7 @@ from scatterdp.privacy.statistics import (
     clip_rows,
     release_channel_statistics,
     statistics_event,
+    statistics_selection,
 )
 
 KEY = RandomKey.from_seed(0)
@@ -393,3 +395,82 @@ class TestBoundsFromNorm:
 
     def test_blocks_share_it(self):
         assert bounds_from_norm(1.0, 5, shapes=[(2, 2, 2), (3, 1, 1)]).shapes == ((2, 2, 2), (3, 1, 1))
+
+
+# ------------------------------------------------ a sample of the examples
+
+
+def sampled(features, bounds, *, sigma, key, expected, cuts=()):
+    selection = statistics_selection(len(features), expected)
+    pieces = [torch.from_numpy(part) for part in np.split(features, cuts)]
+    return release_channel_statistics(
+        pieces, num_examples=len(features), bounds=bounds, noise_multiplier=sigma, key=key, selection=selection
+    )
+
+
+def test_statistics_of_a_sample_are_sums_over_it_by_its_expected_size():
+    features, key = dyadic_features(200), RandomKey.from_seed(1)
+    bounds = bounds_of([1.0, 1.0, 1.0], 1e6, 1e6)
+    found, _ = sampled(features, bounds, sigma=0.0, key=key, expected=50, cuts=(3, 3, 64, 199))
+    selection = statistics_selection(200, 50)
+    assert selection is not None
+    chosen = selection.indices(0, key.bound_to("sample for channel statistics"))
+    assert 30 < len(chosen) < 70
+    assert len(chosen) != 50  # the divisor is public, this number is not
+    mean = features[chosen].mean(axis=(2, 3), dtype=np.float64).sum(0) / 50
+    square = np.square(features[chosen].astype(np.float64)).mean(axis=(2, 3)).sum(0) / 50
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-12)
+    np.testing.assert_allclose(found.variance, np.maximum(square - mean**2, 1e-12), rtol=1e-9)
+
+
+def test_a_sample_is_drawn_apart_from_the_first_batch():
+    key = RandomKey.from_seed(0)
+    selection = statistics_selection(10_000, 1000)
+    assert selection is not None
+    batch = PoissonSelection(num_examples=10_000, batch_size=1000, steps=5).indices(0, key)
+    both = np.intersect1d(selection.indices(0, key.bound_to("sample for channel statistics")), batch)
+    assert 60 < len(both) < 140  # 100 by chance
+
+
+def test_what_a_sample_spends():
+    features, bounds = dyadic_features(200), bounds_of([1.0, 1.0, 1.0], 1.5, 4.0)
+    _, entry = sampled(features, bounds, sigma=8.0, key=RandomKey.from_seed(0), expected=50)
+    assert entry.event == statistics_event(8.0, 0.25)
+    joint = dp_accounting.GaussianDpEvent(8.0 / math.sqrt(2))
+    assert entry.event == dp_accounting.PoissonSampledDpEvent(0.25, joint)
+    assert entry.details["noise_standard_deviation"] == [12.0, 32.0]  # of the sums, as for all examples
+    assert entry.details["sample"]["sample_rate"] == 0.25
+    # Two mechanisms on one sample are one of noise σ/√2: without sampling both ways of writing it cost the same.
+    twice = dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(8.0), 2)
+    assert epsilon_of(joint, delta=1e-5) == pytest.approx(epsilon_of(twice, delta=1e-5), rel=1e-9)
+    assert epsilon_of(entry.event, delta=1e-5) < epsilon_of(twice, delta=1e-5)
+
+
+def test_all_examples_are_no_sample_and_rows_must_be_all():
+    assert statistics_selection(200, 200) is None
+    bounds = bounds_of([1.0, 1.0, 1.0], 1.0, 1.0)
+    features = dyadic_features(20)
+    blocks, arguments = (
+        [torch.from_numpy(features)],
+        {"bounds": bounds, "noise_multiplier": 1.0, "key": RandomKey.from_seed(0)},
+    )
+    with pytest.raises(ValueError, match="20 rows, expected the 30 that the sample is of"):
+        release_channel_statistics(blocks, num_examples=30, selection=statistics_selection(30, 10), **arguments)
+    with pytest.raises(ValueError, match="num_examples=20: the selection samples from 30"):
+        release_channel_statistics(blocks, num_examples=20, selection=statistics_selection(30, 10), **arguments)
+
+
+def test_one_example_moves_the_sums_of_a_sample_by_at_most_the_bounds():
+    """Whatever it is, and only where it is in the sample."""
+    features, key = dyadic_features(40), RandomKey.from_seed(3)
+    bounds = bounds_of([1.0, 1.0, 1.0], 0.7, 0.4)
+    selection = statistics_selection(40, 20)
+    assert selection is not None
+    chosen = selection.indices(0, key.bound_to("sample for channel statistics"))
+    for row in range(40):
+        other = features.copy()
+        other[row] = 1e6
+        means = [sampled(x, bounds, sigma=0.0, key=key, expected=20)[0].mean for x in (features, other)]
+        moved = float((means[0] - means[1]).norm()) * 20
+        assert (moved > 0) == (row in chosen)
+        assert moved <= 2 * 0.7 + 1e-9  # replaced: removed and added

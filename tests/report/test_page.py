@@ -159,6 +159,15 @@ def test_someones_own_test_images_are_not_shown(page):
     assert "their test split may be of private people" in page.text
 
 
+@pytest.mark.parametrize("scheme", ["grid", "random"])
+def test_runs_of_a_random_search_make_a_private_page(finished_runs, tmp_path, scheme):
+    shutil.copytree(finished_runs / "seed0", tmp_path / "sweep" / "runs" / "001")
+    record = {"selection": {"scheme": scheme, "statement": "as it is"}, "runs": []}
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps(record))
+    write_report(find_runs([tmp_path / "sweep"]), tmp_path / "report.html")
+    assert ("A private page" in Page(tmp_path / "report.html").text) == (scheme == "random")
+
+
 def test_choosing_is_said_not_to_be_free(page):
     assert "2 of digits" in page.text
     assert "to pick the best by its accuracy is not free either" in page.text

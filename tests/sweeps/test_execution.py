@@ -175,6 +175,9 @@ class TestExecute:
         assert float(row["Test Accuracy Std"]) == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
         assert f"{sum(accuracies) / 2:.4f} ± " in (folder.path / "results.md").read_text()
         assert "from seeds" in record.selection["statement"]
+        said = (folder.path / "results.md").read_text()
+        assert "| Seed † |" in said
+        assert "† Whoever knows a seed can subtract the noise" in said
 
 
 class TestFolder:

@@ -86,6 +86,9 @@ class TestExpansion:
         assert len(name) <= 80
         assert not set(name) & set("/\n() é")
 
+    def test_names_do_not_tell_seeds(self):
+        assert run_name(3, {"lr": 0.1, "seed": 98765}) == "003-0.1"
+
 
 class TestShipped:
     @pytest.mark.parametrize("name", SHIPPED)

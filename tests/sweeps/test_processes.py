@@ -83,18 +83,18 @@ def weights(run_dir: Path) -> bytes:
 
 def test_a_worker_killed_in_a_run_costs_nothing_but_time(start, outline, out, tmp_path):
     process = start(str(outline), f"--out={out}", "--workers=2")
-    metrics = out / "runs" / "001-3-seed0" / "metrics.jsonl"
+    metrics = out / "runs" / "001-3" / "metrics.jsonl"
     wait_for(lambda: lines(metrics) >= 2, process)
-    worker_of(process, out / "logs" / "001-3-seed0.txt").send_signal(signal.SIGKILL)
+    worker_of(process, out / "logs" / "001-3.txt").send_signal(signal.SIGKILL)
     said, _ = ended(process)
     record = SweepRecord.load(out)
     assert [entry.state for entry in record.runs] == ["done", "done"]
-    assert "resuming" in (out / "logs" / "001-3-seed0.txt").read_text()
-    assert "resuming" not in (out / "logs" / "002-4-seed0.txt").read_text()
+    assert "resuming" in (out / "logs" / "001-3.txt").read_text()
+    assert "resuming" not in (out / "logs" / "002-4.txt").read_text()
     assert lines(metrics) == 60
     assert "2 runs done, 0 failed" in said
     # The very weights of the run that nobody killed.
-    values = json.loads((out / "runs" / "001-3-seed0" / "config.json").read_text())
+    values = json.loads((out / "runs" / "001-3" / "config.json").read_text())
     flags = [
         f"--{name}={values[name]}"
         for name in (
@@ -112,7 +112,7 @@ def test_a_worker_killed_in_a_run_costs_nothing_but_time(start, outline, out, tm
     ]
     alone = [sys.executable, "-m", "scatterdp.baselines", *flags, f"--run_dir={tmp_path / 'alone'}"]
     subprocess.run(alone, check=True, capture_output=True, timeout=LIMIT, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert weights(tmp_path / "alone") == weights(out / "runs" / "001-3-seed0")
+    assert weights(tmp_path / "alone") == weights(out / "runs" / "001-3")
     assert len(list((tmp_path / "features").glob("*.h5"))) == 1
 
 
@@ -120,12 +120,12 @@ def test_a_worker_killed_in_a_run_costs_nothing_but_time(start, outline, out, tm
 def test_a_sweep_killed_and_started_again_does_what_is_missing(start, outline, out):
     outline.write_text(LONG.replace("seeds = [0]", "seeds = [0, 1]"))
     process = start(str(outline), f"--out={out}", "--workers=1")
-    metrics = out / "runs" / "002-3-seed1" / "metrics.jsonl"
+    metrics = out / "runs" / "002-3" / "metrics.jsonl"
     wait_for(lambda: lines(metrics) >= 2, process)
     workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate(timeout=60)
-    finished = out / "runs" / "001-3-seed0" / "summary.json"
+    finished = out / "runs" / "001-3" / "summary.json"
     before = finished.stat().st_mtime_ns
     assert not SweepRecord.load(out).finished
     follow(out)  # returns, since nobody runs it
@@ -138,14 +138,14 @@ def test_a_sweep_killed_and_started_again_does_what_is_missing(start, outline, o
     ended(again)
     assert finished.stat().st_mtime_ns == before
     assert SweepRecord.load(out).count("done") == 4
-    assert "resuming" in (out / "logs" / "002-3-seed1.txt").read_text()
+    assert "resuming" in (out / "logs" / "002-3.txt").read_text()
     assert psutil.wait_procs(workers, timeout=60)[1] == []
 
 
 @pytest.mark.slow
 def test_an_interrupted_sweep_says_how_to_go_on(start, outline, out):
     process = start(str(outline), f"--out={out}", "--workers=1")
-    wait_for(lambda: lines(out / "runs" / "001-3-seed0" / "metrics.jsonl") >= 2, process)
+    wait_for(lambda: lines(out / "runs" / "001-3" / "metrics.jsonl") >= 2, process)
     workers = psutil.Process(process.pid).children(recursive=True)
     for each in (process.pid, *(worker.pid for worker in workers)):  # as a terminal does
         os.kill(each, signal.SIGINT)
@@ -160,7 +160,7 @@ def test_an_interrupted_sweep_says_how_to_go_on(start, outline, out):
 @pytest.mark.slow
 def test_a_run_that_kills_every_worker_fails_alone(start, outline, out):
     process = start(str(outline), f"--out={out}", "--workers=1")
-    log = out / "logs" / "001-3-seed0.txt"
+    log = out / "logs" / "001-3.txt"
     killed: set[int] = set()
     while len(killed) < 4:
         wait_for(lambda: log.exists(), process)
@@ -246,12 +246,12 @@ def start_worker(scheduler, tmp_path) -> Iterator[Callable[..., subprocess.Popen
 def test_a_running_cluster_does_the_work_and_may_lose_a_worker(start, start_worker, scheduler, outline, out):
     first = start_worker("--nthreads=1")
     process = start(str(outline), f"--out={out}", f"--scheduler={scheduler}")
-    wait_for(lambda: lines(out / "runs" / "001-3-seed0" / "metrics.jsonl") >= 2, process)
+    wait_for(lambda: lines(out / "runs" / "001-3" / "metrics.jsonl") >= 2, process)
     second = start_worker("--nthreads=1")
     first.kill()
     ended(process)
     assert SweepRecord.load(out).count("done") == 2
-    assert "resuming" in (out / "logs" / "001-3-seed0.txt").read_text()
+    assert "resuming" in (out / "logs" / "001-3.txt").read_text()
     assert second.poll() is None  # the cluster is not ours to end
 
 

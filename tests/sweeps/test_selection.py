@@ -102,6 +102,12 @@ class TestSelectionCost:
         said = {statement_of_best(cost([SAMPLED] * runs, [SAMPLED], random_mean=10.0)) for runs in (1, 2, 13)}
         assert len(said) == 1
 
+    def test_what_is_published_of_the_best_does_not_tell_which_candidates_were_drawn(self):
+        costly = dataclasses.replace(SAMPLED, noise_multiplier=1.0)
+        drawn = ([SAMPLED], [costly], [SAMPLED, costly], [])
+        said = {statement_of_best(cost(looked, [SAMPLED, costly], random_mean=10.0)) for looked in drawn}
+        assert len(said) == 1
+
     def test_seeds_are_named(self):
         assert "from seeds" in cost([SAMPLED], [SAMPLED], seeded=True)["statement"]
         assert "from seeds" not in cost([SAMPLED], [SAMPLED])["statement"]

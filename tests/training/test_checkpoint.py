@@ -36,6 +36,9 @@ def make(key: RandomKey | None = None) -> Checkpoint:
         },
         metrics=[{"epoch": 1, "epsilon": 0.25, "test_accuracy": 0.5, "note": None}],
         seconds=1.25,
+        history=((0, 2), (5, 1)),
+        released=2,
+        threads=(4,),
     )
 
 
@@ -44,7 +47,7 @@ def same(a: Any, b: Any) -> bool:
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list):
+    if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
     return type(a) is type(b) and a == b
 

@@ -22,6 +22,7 @@ from scatterdp.privacy.ledger import Ledger
 from scatterdp.privacy.noise import gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training import fit as fit_module
+from scatterdp.training import loading as loading_module
 from scatterdp.training import loop, normalization
 from scatterdp.training.checkpoint import Checkpoint
 from scatterdp.training.evaluation import evaluate
@@ -29,6 +30,7 @@ from scatterdp.training.fit import fit
 from scatterdp.training.plan import TrainingPlan
 from scatterdp.training.result import FitResult
 from scatterdp.training.rows import load_rows
+from scatterdp.training.streaming import open_rows
 
 pytestmark = pytest.mark.usefixtures("accounting_once")
 
@@ -327,9 +329,9 @@ class TestAugmentation:
 
         def noted(features, split, normalizer, **arguments):
             splits.append(split)
-            return load_rows(features, split, normalizer, **arguments)
+            return open_rows(features, split, normalizer, **arguments)
 
-        monkeypatch.setattr(fit_module, "load_rows", noted)
+        monkeypatch.setattr(loading_module, "open_rows", noted)
         self.run(small_features, small_dataset, small_extractor)
         assert splits == ["test"]
 
@@ -409,6 +411,18 @@ class TestResume:
         self.killed(small_features, small_extractor, plan, path, 4, resume=Checkpoint.load(path))
         resumed = fit(small_features, plan, extractor=small_extractor, resume=Checkpoint.load(path))
         assert_same_run(whole, resumed)
+
+    def test_with_other_threads(self, small_features: FeatureCache, small_extractor: Extractor, tmp_path: Path):
+        """They add up in another order: what has been shown must not be done again so, under the same noise."""
+        plan, path, threads = make_plan(), tmp_path / "checkpoint.pt", torch.get_num_threads()
+        self.killed(small_features, small_extractor, plan, path, 2, key=KEY)
+        checkpoint = Checkpoint.load(path)
+        assert checkpoint.threads == (threads,)
+        other = dataclasses.replace(checkpoint, threads=(threads + 1,))
+        fit(small_features, plan, extractor=small_extractor, resume=other)
+        shown = dataclasses.replace(other, released=len(other.metrics) + 1)
+        with pytest.raises(UserError, match=f"go on with OMP_NUM_THREADS={threads + 1}$"):
+            fit(small_features, plan, extractor=small_extractor, resume=shown)
 
     def test_with_augmentation_and_train_metrics(
         self,

@@ -331,6 +331,44 @@ def test_a_full_batch_of_a_small_set_is_the_plain_gaussian():
     assert exact_epsilon([plan.sigma] * 60) <= 3.0 < exact_epsilon([plan.sigma * 0.999] * 60)
 
 
+class TestEpochsOfPartOfTheData:
+    def test_steps_and_sample_rate(self):
+        plan = small_plan(epoch_examples=650)  # of 1000, batches of 300
+        assert (plan.steps_per_epoch, plan.steps) == (2, 8)
+        step = PoissonSampledDpEvent(0.3, GaussianDpEvent(6.0))  # still of all
+        assert plan.event() == ComposedDpEvent([NoOpDpEvent(), SelfComposedDpEvent(step, 8)])
+        assert plan.selection().steps == 8
+
+    def test_statistics_of_a_sample(self):
+        plan = small_plan(input_norm="BN", statistics_examples=100)
+        assert plan.prior == statistics_event(8.0, 0.1)
+        selection = plan.statistics_selection()
+        assert selection is not None
+        assert (selection.num_examples, selection.batch_size) == (1000, 100)
+        assert small_plan(statistics_examples=1000).statistics_selection() is None
+        assert small_plan().statistics_selection() is None
+
+    def test_the_noise_is_solved_for_the_steps_and_the_sample_that_there_are(self):
+        plan = small_plan(
+            num_examples=10_000, epoch_examples=1000, statistics_examples=1000, input_norm="BN", noise_multiplier=None
+        ).calibrated(target_epsilon=1.0)
+        assert plan.epsilon() <= 1.0 < dataclasses.replace(plan, noise_multiplier=plan.sigma * 0.995).epsilon()
+        assert plan.cost_only.event() == plan.event()
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"epoch_examples": 0}, "epoch_examples=0: expected 1 to 1000"),
+            ({"epoch_examples": 1001}, "epoch_examples=1001: expected 1 to 1000"),
+            ({"statistics_examples": 1001}, "statistics_examples=1001: expected 1 to 1000"),
+            ({"epoch_examples": 299}, "batch_size=300: expected at most 299, an epoch's examples"),
+        ],
+    )
+    def test_out_of_range(self, changes, message):
+        with pytest.raises(ConfigError, match=f"^{message}"):
+            small_plan(**changes)
+
+
 @pytest.mark.parametrize("noise", [None, 1.0])
 def test_gradients_without_a_bound_take_no_noise(noise):
     common = {"num_examples": 100, "batch_size": 10, "epochs": 1, "lr": 1.0, "engine": "unclipped"}

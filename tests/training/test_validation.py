@@ -17,7 +17,7 @@ from scatterdp.errors import ConfigError, UserError
 from scatterdp.privacy.checking import check_certificate
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.evaluation import evaluate
-from scatterdp.training.fit import fit
+from scatterdp.training.fit import context, fit
 from scatterdp.training.plan import TrainingPlan
 from scatterdp.training.rows import FeatureRows
 from scatterdp.training.validation import TrainingSubset, held_out_rows, validation_accuracy
@@ -81,6 +81,17 @@ class TestTrainingSubset:
         assert subset.num_rows("test") == 24
         np.testing.assert_array_equal(subset.labels("test"), small_features.labels("test"))
 
+    @pytest.mark.parametrize("block", [1, 4, 16])
+    def test_parts_have_the_blocks_of_the_whole(self, small_features, block):
+        """So that statistics are the same sum, to the bit, for every number of processes."""
+        subset = TrainingSubset(small_features, np.flatnonzero(np.arange(60) % 3))
+        whole = list(subset.iter_rows("train", block))
+        assert [len(values) for _, values in whole] == [block] * (40 // block) + [40 % block] * (40 % block > 0)
+        parts = [*subset.iter_rows("train", block, stop=16), *subset.iter_rows("train", block, first=16)]
+        assert [start for start, _ in parts] == [start for start, _ in whole]
+        for (_, part), (_, values) in zip(parts, whole, strict=True):
+            np.testing.assert_array_equal(part, values)
+
 
 class TestValidationAccuracy:
     def rows(self, count: int = 50) -> tuple[torch.nn.Module, FeatureRows]:
@@ -109,6 +120,16 @@ class TestValidationAccuracy:
         # Standard deviation within 4 standard errors; ⅔σ and 1.5σ are 13 and more away.
         assert abs(np.std(found) / sigma - 1) < 4 / (2 * 2000) ** 0.5
 
+    def test_its_last_digits_do_not_tell_the_number_of_right_answers(self):
+        """Of a count with floating-point noise, often only one whole number leaves a floating-point number (Mironov 2012)."""
+        classifier, rows = self.rows()
+        plan = dataclasses.replace(PLAN, validation_noise_multiplier=5.0)
+        for seed in range(200):
+            accuracy, _ = validation_accuracy(classifier, rows, plan, RandomKey.from_seed(seed))
+            noisy = np.round(accuracy * len(rows.y) * 2.0**40) / 2.0**40  # what the division took away, given back
+            left = noisy - np.arange(len(rows.y) + 1)
+            assert (left.astype(np.float32) == left).all()
+
 
 class TestRuns:
     def test_nobody_who_is_held_out_is_trained_on(self, small_features, small_extractor):
@@ -118,8 +139,8 @@ class TestRuns:
         for changed in (None, 50, 10):
 
             class Changed(TrainingSubset):
-                def iter_rows(self, split, rows_per_block, changed=changed):
-                    for start, block in self.whole.iter_rows(split, rows_per_block):
+                def iter_rows(self, split, rows_per_block, *, first=0, stop=None, changed=changed):
+                    for start, block in self.whole.iter_rows(split, rows_per_block, first=first, stop=stop):
                         block = block.copy()
                         if split == "train" and changed is not None and start <= changed < start + len(block):
                             block[changed - start] += 100
@@ -136,6 +157,23 @@ class TestRuns:
             results.append(result.head.classifier.state_dict()["weight"])
         assert torch.equal(results[0], results[1])
         assert not torch.equal(results[0], results[2])
+
+    def test_other_rows_are_other_data(self, small_features):
+        """Two folds of one size under one seed: their noise must not cancel."""
+
+        def here(trained, validated):
+            return context(
+                TrainingSubset(small_features, np.arange(*trained)),
+                PLAN,
+                augmented=False,
+                physical_batch_size=8,
+                device="cpu",
+                validation=None if validated is None else TrainingSubset(small_features, np.arange(*validated)),
+            )
+
+        folds = [((0, 40), (40, 60)), ((20, 60), (0, 20)), ((0, 40), (45, 60)), ((0, 40), None)]
+        assert len({here(*fold) for fold in folds}) == len(folds)
+        assert here(*folds[0]) == here(*folds[0])
 
     def test_noise_without_examples_to_validate_on_is_refused(self, small_features, small_extractor):
         plan = dataclasses.replace(PLAN, num_examples=60, batch_size=60, validation_noise_multiplier=1.0)
@@ -164,6 +202,7 @@ class TestRuns:
         names = [entry["name"] for entry in certificate["ledger"]]
         assert certificate["data"]["num_train"] == 1437 - 145
         assert certificate["data"]["num_validation"] == 145
+        assert any("two public numbers" in limit for limit in certificate["limits"])
         assert check_certificate(certificate).disagreements == []
         if noise is None:
             assert names == ["training"]
