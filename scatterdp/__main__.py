@@ -10,6 +10,7 @@ from scatterdp.exits import check_one_process, exit_code
 COMMANDS = {
     "fit": "a private classifier of your own features or images",
     "predict": "classes and probabilities by a fitted classifier",
+    "finetune": "a network pre-trained on public images, tuned on private ones",
     "extract": "compute and cache features",
     "cache": "show, check and remove cached features",
     "synthetic": "draw a sheet of synthetic images",

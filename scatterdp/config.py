@@ -10,7 +10,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
+from typing import Annotated, Any, Literal, Self, cast, get_args, get_type_hints
 
 import tyro
 
@@ -26,8 +26,56 @@ DEFAULT_TARGET_EPSILON = 3.0
 MAX_NOISE_MULTIPLIER = 1e6
 
 
+class RunConfig:
+    """What makes a run folder: a frozen dataclass that becomes JSON and comes back."""
+
+    run_dir: Path | None
+    resume: Path | None
+
+    @classmethod
+    def module_name(cls) -> str:
+        """The module that takes this config: ``python -m MODULE``."""
+        raise NotImplementedError
+
+    @classmethod
+    def choices(cls) -> dict[str, tuple[str | None, ...]]:
+        """The values that some fields are limited to, for reading them back; a class may check its own when it is made."""
+        return {}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; :meth:`from_json` reads them back, equal."""
+        return {
+            field.name: str(value) if isinstance(value := getattr(self, field.name), Path) else value
+            for field in dataclasses.fields(cast(Any, self))
+        }
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The config that :meth:`to_json` wrote.
+
+        Raises:
+            ConfigError: unknown or missing names.
+        """
+        values: Any = json.loads(text)
+        names = {field.name for field in dataclasses.fields(cast(Any, cls))}
+        if not isinstance(values, dict) or values.keys() != names:
+            odd = sorted(values.keys() ^ names) if isinstance(values, dict) else [type(values).__name__]
+            raise ConfigError(f"config.json: unknown or missing {', '.join(odd)}; was it written by another version?")
+        for name, allowed in cls.choices().items():
+            if name in names and values[name] not in allowed:
+                raise ConfigError(f"config.json: {name}={values[name]!r}, expected one of {allowed}")
+        for name, kind in get_type_hints(cls).items():
+            if values.get(name) is not None and Path in (kind, *get_args(kind)):
+                values[name] = Path(values[name])
+        try:
+            return cls(**values)
+        except TypeError as error:
+            wrong = [name for name, value in values.items() if isinstance(value, str) and name in _NUMBERS]
+            raise ConfigError(f"config.json: {', '.join(wrong)} {error}; was it written by another version?") from error
+
+
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class TrainingConfig(RunConfig):
     """What every command that trains a private classifier can be told, wherever its features come from."""
 
     dataset: str = "cifar10"
@@ -91,9 +139,8 @@ class TrainingConfig:
     """Also record loss and accuracy on the private training data. They are outside the guarantee: keep them."""
 
     @classmethod
-    def module_name(cls) -> str:
-        """The module that takes this config: ``python -m MODULE``."""
-        raise NotImplementedError
+    def choices(cls) -> dict[str, tuple[str | None, ...]]:
+        return _CHOICES
 
     def __post_init__(self) -> None:
         least = {"batch_size": 1, "mini_batch_size": 1, "epochs": 1, "num_groups": 1, "seed": 0}
@@ -131,37 +178,6 @@ class TrainingConfig:
                 raise ConfigError(f"memory_budget={self.memory_budget}: has no effect with optim=LR, leave it out")
         if self.nesterov and (self.optim != "SGD" or self.momentum == 0):
             raise ConfigError("nesterov: needs optim=SGD and momentum > 0")
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; :meth:`from_json` reads them back, equal."""
-        return {
-            field.name: str(value) if isinstance(value := getattr(self, field.name), Path) else value
-            for field in dataclasses.fields(self)
-        }
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The config that :meth:`to_json` wrote.
-
-        Raises:
-            ConfigError: unknown or missing names.
-        """
-        values: Any = json.loads(text)
-        names = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(values, dict) or values.keys() != names:
-            odd = sorted(values.keys() ^ names) if isinstance(values, dict) else [type(values).__name__]
-            raise ConfigError(f"config.json: unknown or missing {', '.join(odd)}; was it written by another version?")
-        for name, allowed in _CHOICES.items():
-            if name in names and values[name] not in allowed:
-                raise ConfigError(f"config.json: {name}={values[name]!r}, expected one of {allowed}")
-        for name, kind in get_type_hints(cls).items():
-            if values.get(name) is not None and Path in (kind, *get_args(kind)):
-                values[name] = Path(values[name])
-        try:
-            return cls(**values)
-        except TypeError as error:
-            wrong = [name for name, value in values.items() if isinstance(value, str) and name in _NUMBERS]
-            raise ConfigError(f"config.json: {', '.join(wrong)} {error}; was it written by another version?") from error
 
 
 @dataclass(frozen=True, kw_only=True)

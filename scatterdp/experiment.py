@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
 
 from scatterdp.cache import SPLITS, Features, extract_features
-from scatterdp.config import BaselinesConfig, TinyImagesConfig, TrainingConfig
+from scatterdp.config import BaselinesConfig, RunConfig, TinyImagesConfig, TrainingConfig
 from scatterdp.datasets import Dataset
 from scatterdp.datasets.joined import with_more_images
 from scatterdp.datasets.together import load_together
@@ -49,7 +49,38 @@ from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH
 from scatterdp.training.streaming import default_budget, matrix_bytes
 from scatterdp.training.validation import TrainingSubset, held_out_rows
 
-_Config = TypeVar("_Config", bound=TrainingConfig)
+
+class RunSettings(Protocol):
+    """What training and its record need to know of a command's config."""
+
+    @property
+    def optim(self) -> str: ...
+
+    @property
+    def mini_batch_size(self) -> int | None: ...
+
+    @property
+    def memory_budget(self) -> str | None: ...
+
+    @property
+    def seed(self) -> int | None: ...
+
+    @property
+    def run_dir(self) -> Path | None: ...
+
+    @property
+    def logdir(self) -> Path | None: ...
+
+    @property
+    def train_metrics(self) -> bool: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    @classmethod
+    def module_name(cls) -> str: ...
+
+
+_Config = TypeVar("_Config", bound=RunConfig)
 
 
 def run(config: BaselinesConfig, *, wait_for_features: float = 0.0) -> RunFolder:
@@ -201,7 +232,7 @@ def opened(config: _Config) -> tuple[RunFolder | None, _Config]:
     """
     ranks = ranks_of_environment()
     folder, config = ranks.share(_opened(config) if ranks.rank == 0 else None)
-    if config.optim == "LR":
+    if getattr(config, "optim", None) == "LR":
         check_one_process("optim=LR")
     return folder, config
 
@@ -232,7 +263,7 @@ def make_log_folder(logdir: Path | None) -> None:
 
 
 def train_and_record(
-    config: TrainingConfig,
+    config: RunSettings,
     features: Features,
     plan: TrainingPlan,
     *,
@@ -309,7 +340,7 @@ def _taken_up(folder: RunFolder, processes: Processes) -> Checkpoint:
 
 
 def _fit(
-    config: TrainingConfig,
+    config: RunSettings,
     features: Features,
     plan: TrainingPlan,
     extractor: Extractor,
@@ -338,7 +369,7 @@ def _fit(
             extractor=extractor,
             key=key,
             device=device,
-            memory_budget=_memory_budget(config, features, device, processes.size),
+            memory_budget=None if "rows_of" in further else _memory_budget(config, features, device, processes.size),
             physical_batch_size=config.mini_batch_size or DEFAULT_PHYSICAL_BATCH,
             published_data=published_data,
             train_metrics=config.train_metrics,
@@ -350,7 +381,7 @@ def _fit(
         )
 
 
-def _memory_budget(config: TrainingConfig, features: Features, device: torch.device, processes: int) -> int | None:
+def _memory_budget(config: RunSettings, features: Features, device: torch.device, processes: int) -> int | None:
     """Bytes that rows may take; says so where they are more."""
     if config.memory_budget is not None:
         budget = bytes_of(config.memory_budget, argument="memory_budget")
@@ -421,7 +452,7 @@ def _report(plan: TrainingPlan, result: FitResult) -> None:
 
 
 def _reopen(config: _Config, path: Path) -> tuple[RunFolder, _Config]:
-    for field in dataclasses.fields(config):
+    for field in dataclasses.fields(cast(Any, config)):
         value = getattr(config, field.name)
         if field.name != "resume" and value != field.default:
             raise ConfigError(

@@ -32,10 +32,10 @@ import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor
 
-from scatterdp.config import TrainingConfig
+from scatterdp.config import RunConfig
 from scatterdp.errors import ConfigError, RunLockedError
 
-_Config = TypeVar("_Config", bound=TrainingConfig)
+_Config = TypeVar("_Config", bound=RunConfig)
 
 
 class Config(Protocol):

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from scatterdp.engines.modules import versions_of
 from scatterdp.errors import UserError
 from scatterdp.extractors.base import check_images, fingerprint
+from scatterdp.heads.weights import weights_digest
 from transfer.preprocessing import Preprocessing
-from transfer.weights import weights_digest
 
 _TOLERANCE = 1e-3  # relative; rounding moves with the batch size
 _ALGORITHM = 1

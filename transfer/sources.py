@@ -24,11 +24,11 @@ from typing import Any
 from torch import nn
 
 from scatterdp.errors import ConfigError, UserError
+from scatterdp.heads.weights import WRAPPERS, Naming, WeightsError, load_weights, read_weights
 from transfer.architectures.resnext import ResNeXt29, numbered_bottlenecks, plain_sequences
 from transfer.architectures.simclr import SimCLR, converted
 from transfer.backbone import Backbone
 from transfer.preprocessing import NORMALIZATIONS, Preprocessing
-from transfer.weights import WRAPPERS, Naming, WeightsError, load_weights, read_weights
 
 DEFAULT = "default"
 # Published weights of these two take colours on another scale, to which the network itself brings them.

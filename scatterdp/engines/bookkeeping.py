@@ -222,7 +222,7 @@ class Recorder:
                 )
                 rule = rule_for(module)
                 assert rule is not None, name
-                found[name] = rule(module, inputs, gradient, copies)
+                found[name] = rule(module, in_single_precision(inputs), in_single_precision(gradient), copies)
         self._calls = {}
         return [
             (name, found[name] if name in found else _Unused(module, losses.detach(), losses.detach(), copies))
@@ -257,6 +257,11 @@ class Recorder:
             )
 
         return note
+
+
+def in_single_precision(values: Tensor) -> Tensor:
+    """Norms and sums of what was computed in half precision (autocast) are computed in float32: the bound must hold for the sum."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 class _Unused(Rule):

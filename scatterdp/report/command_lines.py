@@ -46,6 +46,8 @@ def _command(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         return "transfer.transfer_cifar", _SHARED
     if "labels" in config and "features" in config:
         return "scatterdp fit", {}
+    if "finetune_path" in config:
+        return "scatterdp finetune", {}
     if "arch" in config:
         return CnnsConfig.module_name(), {field.name: field.default for field in dataclasses.fields(CnnsConfig)}
     return BaselinesConfig.module_name(), {field.name: field.default for field in dataclasses.fields(BaselinesConfig)}

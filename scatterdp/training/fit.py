@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scatterdp.cache import Features
+from scatterdp.cache import Features, Split
 from scatterdp.engines import ENGINES, check_by_example
 from scatterdp.errors import UserError
 from scatterdp.extractors.base import Extractor
@@ -32,14 +33,34 @@ from scatterdp.training.evaluation import evaluate, predicted_classes
 from scatterdp.training.loading import RowLoader
 from scatterdp.training.loop import TrainingState, check_same_weights, train
 from scatterdp.training.normalization import PublicStatistics, release_normalizer, restore_normalizer
-from scatterdp.training.plan import TrainingPlan
+from scatterdp.training.plan import UNCLIPPED, TrainingPlan
 from scatterdp.training.preconditioning import folded, synthetic_precondition
 from scatterdp.training.result import FitResult, certify
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, AugmentedRows, LabelledRows, Rows
+from scatterdp.training.unclipped import unclipped_sum
 from scatterdp.training.validation import TrainingSubset, validation_accuracy
 
 CHECKPOINT_SECONDS = 5.0
 _PATIENCE = 5  # epochs without a better test accuracy
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that is not made by name alone, such as one that starts from public weights.
+
+    Args:
+        description: everything that decides it beside the seed, digests of weights included.
+        make: the network of flat rows ``(b, K·h·w)`` for a seed; parameters that ask for no gradient stay as they are.
+        prepare: called with it once it is known to keep examples apart. That check needs double precision, so lower precision is set here.
+    """
+
+    description: str
+    make: Callable[[int], nn.Module]
+    prepare: Callable[[Any], None] = lambda network: None
+
+
+#: The rows of a split; the key is for what they draw at random.
+RowsOf = Callable[[Split, RandomKey], LabelledRows]
 
 
 def fit(
@@ -57,6 +78,8 @@ def fit(
     assumptions: Sequence[str] = (),
     memory_budget: int | None = None,
     validation: Features | None = None,
+    network: Network | None = None,
+    rows_of: RowsOf | None = None,
     resume: Checkpoint | None = None,
     on_metrics: Callable[[dict[str, Any]], None] = lambda row: None,
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
@@ -85,6 +108,8 @@ def fit(
             result. None: half of what is free.
         validation: features whose training split are private examples that ``features`` lack (:mod:`scatterdp.training.validation`): the accuracy on
             them is computed once, after the last step.
+        network: what is trained, in place of the one that ``plan.head`` names.
+        rows_of: where the rows come from, for features that are not read into memory: the plan's normaliser is then ``none``, and there is one process.
         resume: continue from here; its key replaces ``key``.
         on_metrics: called with each epoch's row.
         on_checkpoint: called with a checkpoint once the statistics are released and then every few seconds.
@@ -103,7 +128,13 @@ def fit(
         device=device if processes.size == 1 else torch.device(device).type,  # each has a device of its own
         statistics=statistics,
         validation=validation,
+        network=network,
     )
+    if rows_of is not None and (plan.input_norm != "none" or processes.size > 1):
+        raise UserError(
+            f"input_norm={plan.input_norm}, {processes.size} processes: rows that are read while training are not normalised nor shared out; "
+            "give none, and one process"
+        )
     check_same(processes, here, "the processes have different data, settings or versions; give all of them the same")
     resume = processes.share(resume)
     _check_belonging(features, plan, extractor, augmented_images, validation)
@@ -126,7 +157,10 @@ def fit(
         key = resume.key
         normalizer = _restored(features, plan, resume.normalizer)
         ledger = Ledger.from_json(resume.ledger)
-    head = Head(normalizer, _first_classifier(features, plan, key, processes)).to(device).eval()
+    classifier = _first_classifier(features, plan, key, processes, network)
+    if network is not None:
+        network.prepare(classifier)
+    head = Head(normalizer, classifier).to(device).eval()
     state = TrainingState.begin(head.classifier, plan)
     if resume is not None:
         state.load_state_dict(resume.training)
@@ -138,8 +172,12 @@ def fit(
         budget=memory_budget,
         processes=processes,
     )
-    test = load(features, "test")
-    cached_train = load(features, "train") if augmented_images is None or train_metrics else None
+
+    def load_split(split: Split) -> LabelledRows:
+        return load(features, split) if rows_of is None else rows_of(split, key)
+
+    test = load_split("test")
+    cached_train = load_split("train") if augmented_images is None or train_metrics else None
     rows: Rows
     if augmented_images is None:
         assert cached_train is not None
@@ -193,7 +231,7 @@ def fit(
             rows,
             plan,
             key=key,
-            engine=ENGINES[plan.engine],
+            engine=unclipped_sum if plan.engine == UNCLIPPED else ENGINES[plan.engine],
             after_epoch=epochs.after,
             stopped=epochs.stopped(),
             noise_key=noise_key(key, processes),
@@ -329,13 +367,21 @@ def _released(
     return normalizer if processes.rank == 0 else _restored(features, plan, computed), entries
 
 
-def _first_classifier(features: Features, plan: TrainingPlan, key: RandomKey, processes: Processes) -> nn.Module:
+def _first_classifier(
+    features: Features, plan: TrainingPlan, key: RandomKey, processes: Processes, network: Network | None
+) -> nn.Module:
     """The head's classifier with its first weights, from the key; its layers are such as the plan's engine can clip."""
     initial = int(key.words("initial weights", counter=0, count=1)[0] >> np.uint64(1))
-    classifier = make_classifier(plan.head, features.output_shape, len(features.class_names), seed=initial)
-    if plan.engine != "linear":
+    if network is None:
+        classifier = make_classifier(plan.head, features.output_shape, len(features.class_names), seed=initial)
+    else:
+        classifier = network.make(initial)
+    if plan.engine not in ("linear", UNCLIPPED):
         made_up = torch.randn(2, int(np.prod(features.output_shape)), generator=torch.Generator().manual_seed(0))
-        check_by_example(classifier, made_up)
+        if network is None:
+            check_by_example(classifier, made_up)
+        else:  # deep networks of ReLU jump where single precision rounds to the other side of 0
+            check_by_example(copy.deepcopy(classifier).double(), made_up.double())
     classifier.load_state_dict(processes.share(classifier.state_dict()))
     return classifier
 
@@ -401,6 +447,7 @@ def context(
     device: torch.device | str,
     statistics: PublicStatistics | None = None,
     validation: Features | None = None,
+    network: Network | None = None,
 ) -> str:
     """Everything that decides a run's numbers beside its key, rounding included; but for the number of processes, which
     :mod:`scatterdp.training.distributed` sees to, and of threads, which the checkpoint does.
@@ -408,6 +455,7 @@ def context(
     versions = {name: version(name) for name in ("scatterdp", "torch", "numpy", "scipy")}
     data = (features.dataset_fingerprint, features.extractor_fingerprint, features.dtype)
     given = () if statistics is None else (statistics.digest(),)
+    given += () if network is None else (network.description,)
     # Other rows of one data set are other data: folds of one size must not share their noise.
     rows = (
         ()

@@ -79,7 +79,12 @@ def check_same_weights(processes: Processes, state: TrainingState) -> None:
 
 def make_optimizer(model: nn.Module, plan: TrainingPlan) -> Optimizer:
     """The plan's torch optimizer over the model's trainable parameters."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    parameters: list[Any] = trained
+    if plan.weight_decay:
+        weights = [p for p in trained if p.ndim > 1]
+        rest = [p for p in trained if p.ndim <= 1]
+        parameters = [{"params": weights, "weight_decay": plan.weight_decay}, {"params": rest}]
     if plan.optimizer == "Adam":
         return torch.optim.Adam(parameters, lr=plan.lr)
     return torch.optim.SGD(parameters, lr=plan.lr, momentum=plan.momentum, nesterov=plan.nesterov)
@@ -174,7 +179,7 @@ def train(
         for name, gradient in gradients.items():
             parameters[name].grad = gradient
         for group in state.optimizer.param_groups:
-            group["lr"] = plan.lr * lr_factor(plan.schedule, state.step, plan.steps)
+            group["lr"] = plan.lr * lr_factor(plan.schedule, state.step, plan.steps, warmup=plan.warmup_steps)
         state.optimizer.step()
         state.average.update(state.model, state.step)
         state.step += 1

@@ -27,6 +27,9 @@ from scatterdp.privacy.sampling import BatchSelection, PoissonSelection, Samplin
 from scatterdp.privacy.statistics import statistics_event, statistics_selection
 from scatterdp.recipes import Recipe, recipe_of
 
+#: The ``engine`` of training that is not private.
+UNCLIPPED = "unclipped"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
@@ -51,7 +54,8 @@ class TrainingPlan:
         accountant: which ε counts.
         max_steps: an upper limit on the steps, from a cap on ε; None for none.
         head: a key of :data:`scatterdp.heads.CLASSIFIERS`.
-        engine: a key of :data:`scatterdp.engines.ENGINES`; ``"linear"`` serves the linear head only.
+        engine: a key of :data:`scatterdp.engines.ENGINES`; ``"linear"`` serves the linear head only. :data:`UNCLIPPED`: gradients are not
+            clipped; only without noise, and then nothing is private.
         clipping: which clipping function bounds each example's gradient; all have the same sensitivity.
         schedule: of the learning rate.
         precondition: number of principal directions, of differences between features of two views of a synthetic image, along which
@@ -59,6 +63,8 @@ class TrainingPlan:
         precondition_power: by how much: 1 makes the differences equally long, 0 leaves them.
         augmentation_multiplicity: K augmented copies of an example share one clipped gradient; no privacy meaning.
         validation_noise_multiplier: σ of the number of right answers on examples kept out of training, released once; None: nothing is released.
+        warmup_steps: of the learning rate, before the schedule.
+        weight_decay: pulls weights (not biases or normalisations) towards zero, after the noise: no privacy meaning.
         early_stop: stop when test accuracy has not risen for five epochs. What is spent stays what was planned: the moment of
             stopping depends on what was released, and a budget that is planned covers every moment.
 
@@ -94,6 +100,8 @@ class TrainingPlan:
     epoch_examples: int | None = None
     statistics_examples: int | None = None
     validation_noise_multiplier: float | None = None
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         make_selection(self.sampling, num_examples=self.num_examples, batch_size=self.batch_size, steps=1)
@@ -112,6 +120,12 @@ class TrainingPlan:
             raise ConfigError(
                 f"augmentation_multiplicity={self.augmentation_multiplicity}: engine 'linear' takes one copy; take engine='mixed_ghost'"
             )
+        if self.engine == UNCLIPPED and self.noise_multiplier != 0:
+            raise ConfigError(
+                f"noise_multiplier={self.noise_multiplier}: engine 'unclipped' bounds nothing, so noise protects nothing; give 0"
+            )
+        if not 0 <= self.warmup_steps < max(1, self.steps):
+            raise ConfigError(f"warmup_steps={self.warmup_steps}: expected 0 to {self.steps - 1}, fewer than the steps")
         if self.precondition < 0 or not 0 <= self.precondition_power <= 1:
             raise ConfigError(
                 f"precondition={self.precondition}, precondition_power={self.precondition_power}: expected at least 0, and 0 to 1"
@@ -121,6 +135,7 @@ class TrainingPlan:
             "bn_noise_multiplier",
             "validation_noise_multiplier",
             "lr",
+            "weight_decay",
             "max_grad_norm",
         ):
             value = getattr(self, name)

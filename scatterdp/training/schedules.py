@@ -14,8 +14,10 @@ import math
 from scatterdp.config import Schedule
 
 
-def lr_factor(schedule: Schedule, step: int, steps: int) -> float:
+def lr_factor(schedule: Schedule, step: int, steps: int, *, warmup: int = 0) -> float:
     """What the learning rate is multiplied with at step ``step`` (from 0) of ``steps``.
+
+    The first ``warmup`` steps rise in a straight line, 1/warmup to 1; the schedule has the others.
 
     >>> [round(lr_factor("one_cycle", step, 10), 2) for step in (0, 3, 9)]
     [0.04, 1.0, 0.05]
@@ -23,7 +25,9 @@ def lr_factor(schedule: Schedule, step: int, steps: int) -> float:
     Raises:
         ValueError: an unknown schedule.
     """
-    s = step / steps
+    if step < warmup:
+        return (step + 1) / warmup
+    s = (step - warmup) / (steps - warmup)
     if schedule == "constant":
         return 1.0
     if schedule == "cosine":

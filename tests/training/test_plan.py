@@ -369,3 +369,11 @@ class TestEpochsOfPartOfTheData:
     def test_out_of_range(self, changes, message):
         with pytest.raises(ConfigError, match=f"^{message}"):
             small_plan(**changes)
+
+
+@pytest.mark.parametrize("noise", [None, 1.0])
+def test_gradients_without_a_bound_take_no_noise(noise):
+    common = {"num_examples": 100, "batch_size": 10, "epochs": 1, "lr": 1.0, "engine": "unclipped"}
+    with pytest.raises(ConfigError, match="engine 'unclipped' bounds nothing"):
+        TrainingPlan(**common, noise_multiplier=noise)
+    assert TrainingPlan(**common, noise_multiplier=0.0).epsilon() == float("inf")

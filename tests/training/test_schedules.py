@@ -36,3 +36,9 @@ def test_one_cycle_is_torchs():
 def test_an_unknown_schedule():
     with pytest.raises(ValueError, match=r"^schedule='sawtooth': expected constant, cosine or one_cycle$"):
         lr_factor("sawtooth", 0, 10)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_warmup_rises_in_a_line_and_leaves_the_schedule_the_rest():
+    factors = [lr_factor("cosine", step, 10, warmup=4) for step in range(10)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4:] == [lr_factor("cosine", step, 6) for step in range(6)]

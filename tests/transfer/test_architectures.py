@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from scatterdp.heads.weights import load_weights
 from transfer.architectures.resnext import ResNeXt29, numbered_bottlenecks, plain_sequences
 from transfer.architectures.simclr import SimCLR, converted
-from transfer.weights import load_weights
 
 Tensors = dict[str, Tensor]
 

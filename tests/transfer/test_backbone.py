@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from scatterdp.errors import UserError
+from scatterdp.heads.weights import weights_digest
 from transfer.backbone import Backbone
 from transfer.preprocessing import Preprocessing
-from transfer.weights import weights_digest
 
 PLAIN = Preprocessing(size=None, crop=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), rgb=False)
 

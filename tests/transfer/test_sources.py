@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from scatterdp.errors import ConfigError, UserError
+from scatterdp.heads.weights import WeightsError
 from transfer.preprocessing import Preprocessing
 from transfer.sources import make_backbone
-from transfer.weights import WeightsError
 
 SHAPE = (3, 20, 20)
 

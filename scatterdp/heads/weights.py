@@ -13,21 +13,34 @@ import hashlib
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from scatterdp.errors import UserError
+from scatterdp.heads.objax import from_objax
 
 #: Names under which files keep their tensors, in the order in which they are looked for.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-_PREFIXES = ("module.", "_orig_mod.")
-_READ_ERRORS = (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, OSError, SafetensorError)
+_PREFIXES = ("module.", "_orig_mod.", "classifier.")  # the last: our own runs
+_READ_ERRORS = (
+    RuntimeError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    OSError,
+    SafetensorError,
+    zipfile.BadZipFile,
+)
 
 #: ``our name of a tensor -> the name in a kind of file``.
 Naming = Callable[[str], str]
@@ -37,22 +50,26 @@ class WeightsError(UserError):
     """A file of weights is missing, unreadable, would run code, or belongs to another network."""
 
 
-def read_weights(path: Path, *, wrappers: Sequence[str] = WRAPPERS) -> dict[str, Tensor]:
+def read_weights(path: Path, *, wrappers: Sequence[str] = WRAPPERS, argument: str = "weights") -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, without wrapper and prefix; no code in the file is run.
 
     Args:
-        path: ``.safetensors``, or anything that ``torch.save`` wrote.
+        path: ``.safetensors``, ``.npz`` of objax (:mod:`scatterdp.heads.objax`), or anything that ``torch.save`` wrote.
         wrappers: names that tensors may be under.
+        argument: what messages call the path.
 
     Raises:
         WeightsError: no such file; not a checkpoint; it would run code; or holds no tensors.
     """
     if not path.is_file():
-        raise WeightsError(f"weights={path}: no such file; give the path of the checkpoint")
+        raise WeightsError(f"{argument}={path}: no such file; give the path of the checkpoint")
     content: Any
     try:
         if path.suffix == ".safetensors":
             content = load_file(path)
+        elif path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                content = from_objax(arrays)
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter(
@@ -67,17 +84,19 @@ def read_weights(path: Path, *, wrappers: Sequence[str] = WRAPPERS) -> dict[str,
             else "not a checkpoint, or one that cannot be read without running code"
         )
         raise WeightsError(
-            f"weights={path}: {what}; take a file of tensors alone, such as torch.save(model.state_dict(), FILE) writes"
+            f"{argument}={path}: {what}; take a file of tensors alone, such as torch.save(model.state_dict(), FILE) writes"
         ) from None
     except _READ_ERRORS as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
-        raise WeightsError(f"weights={path}: not a readable checkpoint, or a damaged one ({reason})") from None
+        raise WeightsError(f"{argument}={path}: not a readable checkpoint, or a damaged one ({reason})") from None
     tensors = _unwrapped(content, wrappers)
     if not tensors:
         found = (
             f"holds {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else "is no dictionary"
         )
-        raise WeightsError(f"weights={path}: has no tensors by name (it {found}); save the model's state_dict() alone")
+        raise WeightsError(
+            f"{argument}={path}: has no tensors by name (it {found}); save the model's state_dict() alone"
+        )
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
@@ -99,6 +118,7 @@ def load_weights(
     source: str,
     namings: Sequence[Naming] = (),
     ignored: Sequence[str] = (),
+    argument: str = "weights",
 ) -> None:
     """Put weights into a model, all of them or none.
 
@@ -108,6 +128,7 @@ def load_weights(
         source: where they are from, in words, for messages.
         namings: the ways in which files name the model's tensors; the one that fits best is taken. None: as the model does.
         ignored: prefixes of names that the file may have beyond the model's, such as a classifier that was taken off.
+        argument: what messages call the source.
 
     Raises:
         WeightsError: names the first tensor that is missing, of another shape, or unknown to the model.
@@ -124,25 +145,30 @@ def load_weights(
                 continue
             instead = f", it has {extra[0]}" if extra else ""
             raise WeightsError(
-                f"weights={source}: of another network: {name} is missing{instead}; give the file of this one"
+                f"{argument}={source}: of another network: {name} is missing{instead}; give the file of this one"
             )
         if weights[name].shape != own[ours].shape:
             raise WeightsError(
-                f"weights={source}: of another network: {name} has shape {tuple(weights[name].shape)}, expected "
+                f"{argument}={source}: of another network: {name} has shape {tuple(weights[name].shape)}, expected "
                 f"{tuple(own[ours].shape)}; give the file of this one"
             )
         found[ours] = weights[name]
     if extra:
         raise WeightsError(
-            f"weights={source}: of another network: this one has no {extra[0]}; give the file of this one"
+            f"{argument}={source}: of another network: this one has no {extra[0]}; give the file of this one"
         )
     model.load_state_dict(found)
 
 
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 (hexadecimal) of a model's tensors with their names, types and shapes."""
+    return tensors_digest(model.state_dict())
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """The same of tensors by name."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted(tensors.items()):
         if name.endswith("num_batches_tracked"):
             continue
         digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())

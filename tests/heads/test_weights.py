@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from transfer.weights import WeightsError, load_weights, read_weights, weights_digest
+from scatterdp.heads.weights import WeightsError, load_weights, read_weights, weights_digest
 
 
 def network() -> nn.Sequential:
