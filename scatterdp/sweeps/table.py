@@ -83,7 +83,7 @@ def as_markdown(record: SweepRecord) -> str:
     ]
     if private_file:
         parts.append(
-            "**A private file.** The number of runs was drawn at random and is a secret; only what `best.json` says may be published."
+            "**A private file.** The number of runs was drawn at random and is a secret; only what is in the folder `best` may be published."
         )
     parts.append(_table(record))
     parts += [f"† {note}" for note in _notes(record)]
