@@ -10,7 +10,7 @@ import dataclasses
 import shlex
 from typing import Any
 
-from scatterdp.config import BaselinesConfig, CnnsConfig, TrainingConfig
+from scatterdp.config import BaselinesConfig, CnnsConfig, TinyImagesConfig, TrainingConfig
 
 _WIDTH = 88  # of one line; a longer command has a line a flag
 _PLACES = ("run_dir", "resume")  # where one run is; another goes elsewhere
@@ -46,9 +46,12 @@ def _command(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         return "transfer.transfer_cifar", _SHARED
     if "labels" in config and "features" in config:
         return "scatterdp fit", {}
-    if "arch" in config:
-        return CnnsConfig.module_name(), {field.name: field.default for field in dataclasses.fields(CnnsConfig)}
-    return BaselinesConfig.module_name(), {field.name: field.default for field in dataclasses.fields(BaselinesConfig)}
+    found: type[BaselinesConfig] = BaselinesConfig
+    if "tiny_images" in config:  # first: it has the names of the others, too
+        found = TinyImagesConfig
+    elif "arch" in config:
+        found = CnnsConfig
+    return found.module_name(), {field.name: field.default for field in dataclasses.fields(found)}
 
 
 def _flag(name: str, value: Any, defaults: dict[str, Any]) -> str:
