@@ -149,7 +149,7 @@ class TestSpending:
         assert widths == pytest.approx([part.epsilon for part in spending(runs[0].certificate)])
         assert bars[-1].get_facecolor() == pytest.approx([int(ACCENT[i : i + 2], 16) / 255 for i in (1, 3, 5)] + [1])
         for part in spending(runs[0].certificate):
-            assert rounded_up(part.epsilon, 2) in drawing.alt
+            assert rounded_up(part.epsilon or 0.0, 2) in drawing.alt
 
     def test_runs_without_a_plan_have_a_ledger_too(self, own_fit):
         drawing = plot_spending(find_runs([own_fit]).runs, dataset="x")
