@@ -99,6 +99,8 @@ def sweep(config: SweepConfig) -> int:
     print(f"sweep: {folder.path}")
     if config.random is not None and record.count("done"):
         print(f"may be published, and nothing else: {folder.path / 'best'}")
+    if config.random is not None and failed:
+        print("a random search that has finished tries nothing again: for another, give a new --out; it spends anew")
     return 1 if failed else 0
 
 
