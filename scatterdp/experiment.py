@@ -478,7 +478,10 @@ def announce(config: TrainingConfig, plan: TrainingPlan) -> None:
         f"max_grad_norm {plan.max_grad_norm:g}, lr {plan.lr:g}, input_norm {plan.input_norm}"
     )
     epsilons = {name: epsilon_of(plan.event(), delta=plan.delta, accountant=name) for name in ACCOUNTANTS}
-    say(f"budget: at δ = {plan.delta:g}, ε = " + ", ".join(f"{value:.3f} ({name})" for name, value in epsilons.items()))
+    say(
+        f"budget: at δ = {plan.delta:g}, ε = "
+        + ", ".join(f"{rounded_up(value)} ({name})" for name, value in epsilons.items())
+    )
 
 
 def _metrics_line(row: dict[str, Any]) -> str:
@@ -487,7 +490,7 @@ def _metrics_line(row: dict[str, Any]) -> str:
             f"NOT PRIVATE: C = {row['C']:g}, test accuracy {row['test_accuracy']:.4f}, "
             f"train accuracy {row['train_accuracy_not_private']:.4f}"
         )
-    epsilon = "∞" if row["epsilon"] is None else f"{row['epsilon']:.3f}"
+    epsilon = "∞" if row["epsilon"] is None else rounded_up(row["epsilon"])
     line = (
         f"epoch {row['epoch']}: test accuracy {row['test_accuracy']:.4f}, "
         f"averaged weights {row['test_accuracy_ema']:.4f}, ε {epsilon}, {row['seconds']:.0f} s"

@@ -45,7 +45,7 @@ class SweepConfig:
     """tcp://HOST:PORT of a dask scheduler that is running, in place of processes on this machine."""
     random: float | None = None
     """K: a random number of runs of mean K, each a combination drawn at random. The best alone may then be published at about the ε of a few runs, if the number
-    stays secret."""
+    stays secret: the folder best holds it, with its certificate."""
     data_dir: Path | None = None
     """Where data sets are looked for and kept. None: the outline's."""
     features_dir: Path | None = None
@@ -98,6 +98,10 @@ def sweep(config: SweepConfig) -> int:
         print(f"best by {record.score.replace('_', ' ')}: {line}")
     print(record.selection["statement"])
     print(f"sweep: {folder.path}")
+    if config.random is not None and record.count("done"):
+        print(f"may be published, and nothing else: {folder.path / 'best'}")
+    if config.random is not None and failed:
+        print("a random search that has finished tries nothing again: for another, give a new --out; it spends anew")
     return 1 if failed else 0
 
 

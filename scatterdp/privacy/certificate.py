@@ -33,13 +33,18 @@ LIMITS = (
 VERSIONED = ("scatterdp", "torch", "numpy", "scipy", "dp-accounting", "kymatio", "h5py")
 
 
-def rounded_up(epsilon: float) -> str:
-    """ε to four decimals, never below what was computed.
+def rounded_up(epsilon: float, decimals: int = 4) -> str:
+    """ε to so many decimals, never below what was computed.
 
-    >>> rounded_up(2.99991)
-    '3.0000'
+    >>> rounded_up(2.99991), rounded_up(2.991, decimals=2), rounded_up(1.1, decimals=2)
+    ('3.0000', '3.00', '1.10')
     """
-    return f"{math.ceil(epsilon * 1e4) / 1e4:.4f}"
+    if not math.isfinite(epsilon):
+        return "∞"
+    nearest = round(epsilon, decimals)
+    if nearest < epsilon:
+        nearest = math.ceil(epsilon * 10**decimals) / 10**decimals
+    return f"{nearest:.{decimals}f}"
 
 
 def make_certificate(

@@ -10,7 +10,7 @@ import dataclasses
 import shlex
 from typing import Any
 
-from scatterdp.config import BaselinesConfig, CnnsConfig, TrainingConfig
+from scatterdp.config import BaselinesConfig, CnnsConfig, TinyImagesConfig, TrainingConfig
 
 _WIDTH = 88  # of one line; a longer command has a line a flag
 _PLACES = ("run_dir", "resume")  # where one run is; another goes elsewhere
@@ -48,9 +48,12 @@ def _command(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         return "scatterdp fit", {}
     if "finetune_path" in config:
         return "scatterdp finetune", {}
-    if "arch" in config:
-        return CnnsConfig.module_name(), {field.name: field.default for field in dataclasses.fields(CnnsConfig)}
-    return BaselinesConfig.module_name(), {field.name: field.default for field in dataclasses.fields(BaselinesConfig)}
+    found: type[BaselinesConfig] = BaselinesConfig
+    if "tiny_images" in config:  # first: it has the names of the others, too
+        found = TinyImagesConfig
+    elif "arch" in config:
+        found = CnnsConfig
+    return found.module_name(), {field.name: field.default for field in dataclasses.fields(found)}
 
 
 def _flag(name: str, value: Any, defaults: dict[str, Any]) -> str:

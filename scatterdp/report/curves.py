@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from scatterdp.privacy.certificate import TRAINING
+from scatterdp.privacy.certificate import TRAINING, rounded_up
 from scatterdp.report.drawing import (
     INK,
     MARKERS,
@@ -29,6 +29,7 @@ from scatterdp.report.runs import Run
 from scatterdp.report.settings import Setting, names_of_series, same_but_for_budget, same_but_for_seed
 from scatterdp.report.spending import TOGETHER, Spending, spending
 
+_DECIMALS = 2  # of an ε in a figure
 _MOST_BARS = 12
 _MOST_TOLD = 8  # figures in an alternative text
 _DASHES = ((0, (6, 2)), (0, (3, 2)), (0, (1, 1.6)), (0, (6, 2, 1, 2)), (0, (8, 3)))
@@ -161,7 +162,14 @@ def plot_spending(runs: Sequence[Run], *, dataset: str) -> Drawing | None:
             for part in parts:
                 width = part.epsilon or 0.0
                 axes.barh(y, width, 0.86, color=colours[part.mechanism])
-                axes.annotate(f"{width:.2f}", (width, y), (3, 0), textcoords="offset points", va="center", fontsize=7.5)
+                axes.annotate(
+                    rounded_up(width, _DECIMALS),
+                    (width, y),
+                    (3, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=7.5,
+                )
                 y += 1
             ticks.append(((begin + y - 1) / 2, _ledger_in_words(run)))
             y += 0.7
@@ -174,7 +182,7 @@ def plot_spending(runs: Sequence[Run], *, dataset: str) -> Drawing | None:
         legend_below(figure, axes)
     told = "; ".join(
         f"{_ledger_in_words(run).replace(chr(10), ', ')}: "
-        + ", ".join(f"{_alone(p.mechanism)} {p.epsilon or 0:.2f}" for p in parts)
+        + ", ".join(f"{_alone(p.mechanism)} {rounded_up(p.epsilon or 0.0, _DECIMALS)}" for p in parts)
         for parts, run in shown[:_MOST_TOLD]
     )
     return Drawing(
@@ -278,7 +286,7 @@ def _epsilon_axis(axes: Axes, epsilons: Sequence[float]) -> None:
 def _ledger_in_words(run: Run) -> str:
     plan = run.plan
     if not plan:
-        return f"{run.model}\nε = {run.epsilon:.3g}"
+        return f"{run.model}\nε = {rounded_up(run.epsilon or 0.0, _DECIMALS)}"
     rate = run.summary.get("sample_rate")
     sampled = f", q = {rate:.3g}" if isinstance(rate, int | float) and rate < 1 else ""
     return (
@@ -312,7 +320,7 @@ def _told(settings: Sequence[Setting]) -> str:
     """The best setting at each ε."""
     best: dict[str, Setting] = {}
     for setting in settings:
-        at = "without privacy" if setting.epsilon is None else f"at ε = {setting.epsilon:.2f}"
+        at = "without privacy" if setting.epsilon is None else f"at ε = {rounded_up(_epsilon(setting), _DECIMALS)}"
         if at not in best or _mean(setting) > _mean(best[at]):
             best[at] = setting
     order = sorted(best.items(), key=lambda item: math.inf if item[1].epsilon is None else item[1].epsilon)[:_MOST_TOLD]

@@ -262,7 +262,7 @@ def _cautions(found: Found, groups: Sequence[_Group]) -> list[str]:
     if any(sweep.selection.get("scheme") == "random" for sweep in found.sweeps):
         told.append(
             "A private page: it shows the runs of a random search, whose number is a secret. Against whoever reads it only the composition of all runs "
-            "counts; publish what best.json says, and nothing else of the search."
+            "counts; publish what is in its folder best, and nothing else of the search."
         )
     if several := [group for group in groups if len(group.runs) > 1]:
         counted = ", ".join(f"{len(group.runs)} of {group.name}" for group in several)

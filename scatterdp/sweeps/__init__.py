@@ -27,5 +27,6 @@ run folder for each run under ``runs/``. A sweep that was killed goes on when it
 checkpoints with the very noise of before.
 
 **What choosing costs.** Every run looks at the same people. :mod:`scatterdp.sweeps.selection` says what all of them cost together and what the choice of
-the best costs, next to the figure that is often reported, that of the chosen run alone.
+the best costs, next to the figure that is often reported, that of the chosen run alone. Of a finished random search, ``best/`` is what may be published
+(:mod:`scatterdp.sweeps.publication`).
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -14,9 +13,9 @@ from scatterdp.sweeps.cluster import Workers
 from scatterdp.sweeps.folder import SweepFolder
 from scatterdp.sweeps.outline import told
 from scatterdp.sweeps.plans import PlannedRun, describe
-from scatterdp.sweeps.record import RunEntry, SweepRecord, write_whole
+from scatterdp.sweeps.publication import publish
+from scatterdp.sweeps.record import RunEntry, SweepRecord
 from scatterdp.sweeps.running import carry_out_all
-from scatterdp.sweeps.selection import statement_of_best
 from scatterdp.sweeps.sweep import Sweep
 from scatterdp.sweeps.table import best_groups, write_tables
 from scatterdp.sweeps.work import has_looked, outcome_of
@@ -65,7 +64,12 @@ class _Journal:
         self.bar: tqdm | None = None
 
     def take_up(self) -> list[tuple[RunEntry, PlannedRun]]:
-        """Bring the record up to what the folder says, and find out what is missing."""
+        """Bring the record up to what the folder says, and find out what is missing.
+
+        Of a random search that has finished nothing is: a failed trial is an output, its best may be out, and another trial might make a second best.
+        """
+        if self.sweep.random_mean is not None and self.record.finished:
+            return []
         missing = []
         for entry, planned in zip(self.record.runs, self.planned, strict=True):
             run_dir = self.folder.path / entry.run_dir
@@ -122,23 +126,9 @@ class _Journal:
         groups = best_groups(self.record)
         if self.sweep.random_mean is not None and groups:
             (best,) = groups[0]
+            costs = [planned.cost for planned in self.candidates if planned.cost is not None]
             with _writing(self.folder):
-                write_whole(
-                    self.folder.path / "best.json",
-                    json.dumps(self._publishable(best), indent=2, ensure_ascii=False) + "\n",
-                )
-
-    def _publishable(self, best: RunEntry) -> dict:
-        """What may be said of the best of a random search: nothing that tells how many runs there were, not even its own number."""
-        selection = self.record.selection
-        return {
-            "changes": best.changes,
-            self.record.score: self.record.scores(best),
-            "test_accuracy": best.test_accuracy,
-            "epsilon": selection["epsilon_of_best"],
-            "delta": selection["delta"],
-            "statement": statement_of_best(selection),
-        }
+                publish(self.record, best, costs, self.folder.path)
 
     def write(self, *, accounting: bool = True) -> None:
         """Write the record and, unless a run has only begun, what it all costs and the tables."""

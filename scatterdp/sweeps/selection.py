@@ -20,6 +20,7 @@ nothing else. Theorem 2 of the paper bounds that by one trial's Rényi divergenc
 5. *K is drawn independently of the data and stays secret.* The bound holds against someone who sees the published best only. Whoever sees the sweep's folder, its
    progress or how long it took learns K or all results; against them only the composition counts.
 6. *All K trials are run.* A sweep that is stopped early, or whose best is taken before it has finished, has no such bound. One that was killed goes on with the same trials and noise.
+   One that has finished tries nothing again: there is one best.
 
 Both figures hold for the usual neighbouring data sets, and are computed at the largest δ of the runs.
 """

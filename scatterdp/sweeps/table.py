@@ -25,6 +25,7 @@ COLUMNS = (
     "Validation Accuracy",
     "Test Accuracy",
 )
+NOT_PRIVATE = "Not Private"  # which accuracies of the row no guarantee covers
 FURTHER = ("Measured Epsilon", "Seconds", "Run Folder", "Error")
 OVER_SEEDS = ("Seeds", "Test Accuracy Mean", "Test Accuracy Std")
 
@@ -57,18 +58,19 @@ def write_tables(record: SweepRecord, folder: Path) -> None:
 
 
 def as_csv(record: SweepRecord) -> str:
-    """One row a run; the mean over the seeds of its combination stands in each of their rows."""
+    """One row a run; the mean over the seeds of its combination stands in each of their rows, its accuracies without a guarantee under :data:`NOT_PRIVATE`."""
     others = _others(record)
     groups = _groups(record)
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*COLUMNS, *FURTHER, "State", "Seed", *others, *OVER_SEEDS])
+    writer.writerow([*COLUMNS, *FURTHER, NOT_PRIVATE, "State", "Seed", *others, *OVER_SEEDS])
     for entry in record.runs:
         spread = Spread.of(_values(groups[_key(entry)], "test_accuracy"))
         measured = [entry.epsilon, entry.seconds, entry.run_dir, entry.error]
         over = [spread.count, spread.mean, spread.deviation] if spread else [0, None, None]
         varied = [entry.changes.get(name) for name in others]
-        row = [*_common(entry), *measured, entry.state, entry.changes.get("seed"), *varied, *over]
+        exact = "; ".join(_not_private(record, entry))
+        row = [*_common(entry), *measured, exact, entry.state, entry.changes.get("seed"), *varied, *over]
         writer.writerow(["" if value is None else value for value in row])
     return file.getvalue()
 
@@ -83,7 +85,7 @@ def as_markdown(record: SweepRecord) -> str:
     ]
     if private_file:
         parts.append(
-            "**A private file.** The number of runs was drawn at random and is a secret; only what `best.json` says may be published."
+            "**A private file.** The number of runs was drawn at random and is a secret; only what is in the folder `best` may be published."
         )
     parts.append(_table(record))
     parts += [f"† {note}" for note in _notes(record)]
@@ -135,12 +137,22 @@ def _table(record: SweepRecord) -> str:
 def _marked(record: SweepRecord, entry: RunEntry) -> list[Any]:
     """The common columns, with a mark at what no guarantee covers."""
     *facts, training, validation, test = _common(entry)
+    exact = _not_private(record, entry)
+    accuracies = zip(COLUMNS[-3:], (training, validation, test), strict=True)
     return [
         *facts,
-        None if training is None else f"{training:.4f} †",
-        None if validation is None else f"{validation:.4f}" + (" †" if record.validation_is_private is False else ""),
-        None if test is None else f"{test:.4f}",
+        *(None if value is None else f"{value:.4f}" + " †" * (name in exact) for name, value in accuracies),
     ]
+
+
+def _not_private(record: SweepRecord, entry: RunEntry) -> list[str]:
+    """Names of the accuracies that are computed from private examples without noise."""
+    names = []
+    if entry.training_accuracy is not None:
+        names.append("Training Accuracy")
+    if entry.validation_accuracy is not None and record.validation_is_private is False:
+        names.append("Validation Accuracy")
+    return names
 
 
 def _notes(record: SweepRecord) -> list[str]:

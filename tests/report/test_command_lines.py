@@ -11,7 +11,7 @@ import pytest
 import tyro
 
 from scatterdp.commands.fit import FitConfig
-from scatterdp.config import BaselinesConfig, CnnsConfig
+from scatterdp.config import BaselinesConfig, CnnsConfig, TinyImagesConfig
 from scatterdp.report.command_lines import command_line
 from transfer.config import TransferConfig
 
@@ -24,6 +24,7 @@ CONFIGS = [
     BaselinesConfig(dataset=str(ODD), mirror=False, nesterov=True, train_metrics=True, data_dir=ODD, target_delta=1e-6),
     BaselinesConfig(mirror=True, augment=True, noise_multiplier=4.5, features_dir=Path("elsewhere")),
     CnnsConfig(use_scattering=True, size="small", arch="cnn", clipping="automatic", early_stop=True),
+    TinyImagesConfig(tiny_images=ODD, data_size=70_000, use_scattering=True, lr=16),
     TransferConfig(feature_path=ODD, feature_clip_norm=2.5, input_norm="BN", optim="Adam", batch_size=64),
     FitConfig(features="x.npy", labels="my labels.csv:species", target_epsilon=1.5, head="newton", seed=0),
 ]

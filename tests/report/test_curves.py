@@ -11,6 +11,7 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 from matplotlib.patches import Rectangle
 
+from scatterdp.privacy.certificate import rounded_up
 from scatterdp.report.curves import plot_accuracy, plot_spending, plot_training
 from scatterdp.report.drawing import ACCENT, MUTED, SERIES
 from scatterdp.report.published import published_on
@@ -57,7 +58,12 @@ class TestAccuracy:
         assert isinstance(bars, ErrorbarContainer)
         low, high = bars.lines[2][0].get_segments()[0][:, 1]
         assert high - low == pytest.approx(2 * statistics.stdev(accuracies))
-        assert f"{statistics.fmean(accuracies):.1f} % at ε = {runs[0].epsilon:.2f}" in drawing.alt
+        assert f"{statistics.fmean(accuracies):.1f} % at ε = {rounded_up(runs[0].epsilon, 2)}" in drawing.alt
+
+    def test_no_figure_says_less_than_was_spent(self, runs):
+        drawing = plot_accuracy([at(runs[0], 2.981, 0.5)], [], dataset="digits")
+        assert drawing is not None
+        assert "50.0 % at ε = 2.99" in drawing.alt
 
     def test_settings_that_differ_in_budget_are_joined_in_order(self, runs):
         made = [at(runs[0], epsilon, accuracy) for epsilon, accuracy in ((8.0, 0.9), (1.0, 0.5), (3.0, 0.7))]
@@ -143,7 +149,7 @@ class TestSpending:
         assert widths == pytest.approx([part.epsilon for part in spending(runs[0].certificate)])
         assert bars[-1].get_facecolor() == pytest.approx([int(ACCENT[i : i + 2], 16) / 255 for i in (1, 3, 5)] + [1])
         for part in spending(runs[0].certificate):
-            assert f"{part.epsilon:.2f}" in drawing.alt
+            assert rounded_up(part.epsilon or 0.0, 2) in drawing.alt
 
     def test_runs_without_a_plan_have_a_ledger_too(self, own_fit):
         drawing = plot_spending(find_runs([own_fit]).runs, dataset="x")

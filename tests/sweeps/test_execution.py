@@ -12,7 +12,9 @@ import shutil
 import pytest
 
 from scatterdp import experiment
+from scatterdp.commands import certificate as certificate_command
 from scatterdp.errors import ConfigError, UserError
+from scatterdp.privacy.certificate import rounded_up
 from scatterdp.privacy.tuning import NumberOfTrials
 from scatterdp.records import RunFolder
 from scatterdp.sweeps import execution
@@ -223,7 +225,7 @@ class TestFolder:
                 raise OSError(errno.ENOSPC, "No space left on device")
             write(path, text)
 
-        for user in (record_module, execution, execution.write_tables.__globals__):
+        for user in (record_module, execution.write_tables.__globals__):
             if isinstance(user, dict):
                 monkeypatch.setitem(user, "write_whole", full)
             else:
@@ -257,7 +259,7 @@ class TestRandom:
         monkeypatch.setattr(NumberOfTrials, "draw", lambda self, key: pytest.fail("drawn again"))
         assert execute(make_sweep(HELD_OUT, random_mean=2.0), folder, workers) == record
         best = max(record.runs, key=lambda entry: known(entry.validation_accuracy))
-        published = json.loads((folder.path / "best.json").read_text())
+        published = json.loads((folder.path / "best" / "best.json").read_text())
         assert published["changes"] == best.changes
         assert published["validation_accuracy"] == best.validation_accuracy
         assert (
@@ -268,6 +270,79 @@ class TestRandom:
         # Nothing that tells how many there were.
         assert published.keys() == {"changes", "validation_accuracy", "test_accuracy", "epsilon", "delta", "statement"}
         assert "A private file" in (folder.path / "results.md").read_text()
+
+    def test_the_best_goes_with_a_certificate_of_the_whole_search(
+        self, make_sweep, folder, workers, monkeypatch, capsys
+    ):
+        monkeypatch.setattr(NumberOfTrials, "draw", lambda self, key: 3)
+        text = HELD_OUT.replace("noise_multiplier = [3, 4]", "noise_multiplier = [3]\nlr = [0.5, 1]")
+        record = execute(make_sweep(text, random_mean=2.0), folder, workers)
+        published, best = folder.path / "best", max(record.runs, key=lambda entry: known(entry.validation_accuracy))
+        assert set(os.listdir(published)) == {
+            "best.json", "certificate.json", "model.safetensors", "model_ema.safetensors",
+        }  # fmt: skip
+        for name in ("model.safetensors", "model_ema.safetensors"):
+            assert (published / name).read_bytes() == (folder.path / best.run_dir / name).read_bytes()
+        for name in os.listdir(published):
+            content = (published / name).read_bytes()
+            assert best.name.encode() not in content
+            assert b"run_dir" not in content
+        certificate = json.loads((published / "certificate.json").read_text())
+        assert certificate["epsilon"] == pytest.approx(record.selection["epsilon_of_best"], rel=1e-9)
+        assert certificate["epsilon"] > known(best.epsilon)
+        assert [entry["event"]["type"] for entry in certificate["ledger"]] == ["RepeatAndSelectDpEvent"]
+        assert "must go with the published model" in json.loads((published / "best.json").read_text())["statement"]
+        capsys.readouterr()
+        assert certificate_command.run([str(published)]) == 0
+        assert "the best of a random number of trials, 2 on average" in capsys.readouterr().out
+
+    def test_candidates_that_differ_in_what_they_release_have_a_statement_and_no_certificate(
+        self, make_sweep, folder, workers, monkeypatch
+    ):
+        monkeypatch.setattr(NumberOfTrials, "draw", lambda self, key: 1)
+        record = execute(make_sweep(random_mean=2.0), folder, workers)
+        assert set(os.listdir(folder.path / "best")) == {
+            "best.json", "certificate.txt", "model.safetensors", "model_ema.safetensors",
+        }  # fmt: skip
+        statement = (folder.path / "best" / "certificate.txt").read_text()
+        assert f"ε = {rounded_up(record.selection['epsilon_of_best'])}" in statement
+
+    def test_what_is_published_is_there_whole_or_not_at_all(self, make_sweep, folder, workers, monkeypatch):
+        monkeypatch.setattr(NumberOfTrials, "draw", lambda self, key: 1)
+        copy = shutil.copyfile
+
+        def full(source, target):
+            if target.name == "model_ema.safetensors":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return copy(source, target)
+
+        monkeypatch.setattr(shutil, "copyfile", full)
+        with pytest.raises(UserError, match="No space left on device"):
+            execute(make_sweep(random_mean=2.0), folder, workers)
+        assert not [name for name in os.listdir(folder.path) if "best" in name]
+        monkeypatch.setattr(shutil, "copyfile", copy)
+        execute(make_sweep(random_mean=2.0), folder, workers)
+        assert len(os.listdir(folder.path / "best")) == 4
+
+    def test_a_finished_search_tries_nothing_again(self, make_sweep, folder, workers, monkeypatch):
+        monkeypatch.setattr(NumberOfTrials, "draw", lambda self, key: 2)
+        write = RunFolder.write_model
+
+        def full(self, *arguments):
+            if self.path.name.startswith("001"):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            write(self, *arguments)
+
+        monkeypatch.setattr(RunFolder, "write_model", full)
+        record = execute(make_sweep(random_mean=2.0), folder, workers)
+        assert [entry.state for entry in record.runs] == ["failed", "done"]
+        model = (folder.path / "best" / "model.safetensors").read_bytes()
+        monkeypatch.setattr(RunFolder, "write_model", write)
+        monkeypatch.setattr(experiment, "run", lambda *a, **k: pytest.fail("ran again"))
+        assert execute(make_sweep(random_mean=2.0), folder, workers) == record
+        shutil.rmtree(folder.path / record.runs[1].run_dir)  # nor what is gone
+        assert execute(make_sweep(random_mean=2.0), folder, workers).count("done") == 1
+        assert (folder.path / "best" / "model.safetensors").read_bytes() == model
 
     def test_equal_candidates_have_their_own_noise(self, make_sweep, folder, workers, monkeypatch):
         monkeypatch.setattr(NumberOfTrials, "draw", lambda self, key: 3)

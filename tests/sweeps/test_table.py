@@ -55,6 +55,20 @@ class TestColumns:
         line = "| resnet20 | 2 | 0.8333 | 0.01 | 25 |  |  | 0.2900 | 2.0000 | 4 | runs/001 |  |"
         assert line in as_markdown(record(entry(1, 2.0, 0.29)))
 
+    @pytest.mark.parametrize(
+        ("is_private", "names"),
+        [(False, "Training Accuracy; Validation Accuracy"), (True, "Training Accuracy"), (None, "Training Accuracy")],
+    )
+    def test_what_no_guarantee_covers_is_named(self, is_private, names):
+        first = entry(1, 2.0, 0.3)
+        first.training_accuracy, first.validation_accuracy = 0.4, None if is_private is None else 0.5
+        without = entry(2, 2.0, 0.3)
+        found = record(first, without, validation_is_private=is_private)
+        rows = list(csv.DictReader(io.StringIO(as_csv(found))))
+        assert [row["Not Private"] for row in rows] == [names, ""]
+        assert as_markdown(found).count("0.4000 †") == 1
+        assert as_markdown(found).count("0.5000 †") == (is_private is False)
+
     def test_errors_break_no_table(self):
         assert "| a \\| b c |" in as_markdown(record(entry(1, 2.0, None)))
         (row,) = csv.DictReader(io.StringIO(as_csv(record(entry(1, 2.0, None)))))
