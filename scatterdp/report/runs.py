@@ -279,9 +279,13 @@ def _read_sweep(path: Path, found: Found, seen: set[Path], taken: set[str]) -> N
     """Add what a sweep's own file says: which of its runs failed, and what selection costs."""
     try:
         record = json.loads((path / "sweep.json").read_bytes())
-    except (OSError, ValueError):
+    except OSError:
         return
+    except ValueError:
+        record = None
     if not isinstance(record, dict):
+        reason = "its sweep.json is damaged: what all runs and the choice among them cost is not known"
+        found.without_result.append(WithoutResult(name=f"sweep {path.resolve().name}", reason=reason))
         return
     selection = record.get("selection")
     found.sweeps.append(Sweep(name=path.resolve().name, selection=selection if isinstance(selection, dict) else {}))

@@ -47,8 +47,14 @@ def execute(sweep: Sweep, folder: SweepFolder, workers: AbstractContextManager[W
                     folder.begin(sweep.text)
             journal.write()
             if found is not None:
-                with journal.progress():
-                    carry_out_all(missing, found, command=record.command, folder=folder.path, on_change=journal.note)
+                try:
+                    with journal.progress():
+                        carry_out_all(
+                            missing, found, command=record.command, folder=folder.path, on_change=journal.note
+                        )
+                except BaseException:
+                    journal.stop()
+                    raise
         journal.finish()
     return record
 
@@ -111,7 +117,7 @@ class _Journal:
             self.bar.write(f"{told(entry.changes) or entry.name}: {said}", file=sys.stdout)
             self.bar.update()
 
-    def _stopped(self) -> None:
+    def stop(self) -> None:
         """The sweep ends before its runs do."""
         for entry in self.record.runs:
             if entry.state == "running":

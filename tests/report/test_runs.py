@@ -201,6 +201,12 @@ class TestSweeps:
         (runs.parent / "sweep.json").write_text(content)
         assert len(find_runs([runs.parent]).runs) == 3
 
+    @pytest.mark.parametrize("content", ["{", "[]"])
+    def test_a_damaged_record_of_a_sweep_is_told(self, runs, content):
+        (runs.parent / "sweep.json").write_text(content)
+        told = reasons(find_runs([runs.parent]))[f"sweep {runs.parent.name}"]
+        assert told == "its sweep.json is damaged: what all runs and the choice among them cost is not known"
+
     def test_a_folder_of_sweeps(self, runs, tmp_path):
         self.sweep(tmp_path, runs=[], selection={})
         found = find_runs([tmp_path.parent / tmp_path.name])
