@@ -612,7 +612,7 @@ class TestBadInput:
         assert contents(work) == before
 
     def test_a_taken_run_folder_is_told_before_any_work(self, run, work: Path, monkeypatch):
-        monkeypatch.setattr(experiment, "load_dataset", None)
+        monkeypatch.setattr(experiment, "load_together", None)
         outcome = run(*QUICK, a_run_folder(work))
         assert outcome.code == 2
         assert outcome.out == ""
@@ -643,7 +643,7 @@ class TestBadInput:
         def fails(*_, **__):
             raise ZeroDivisionError("a bug")
 
-        monkeypatch.setattr(experiment, "load_dataset", fails)
+        monkeypatch.setattr(experiment, "load_together", fails)
         with pytest.raises(ZeroDivisionError):
             run(*QUICK)
 
