@@ -18,7 +18,7 @@ from types import FrameType
 from typing import TypeVar
 
 from scatterdp.errors import ProcessLostError, UserError
-from scatterdp.ranks import ranks_of_environment, several
+from scatterdp.ranks import leave, ranks_of_environment, several
 
 INTERRUPTED_WITH_NOTHING = "interrupted: nothing was written"
 """What a command says that keeps nothing of an interrupted run."""
@@ -32,7 +32,9 @@ def exit_code(command: Callable[[], int | None]) -> int:
     if several():
         signal.signal(signal.SIGTERM, _interrupt)  # how torchrun ends the others
     try:
-        return command() or 0
+        code = command() or 0
+        leave()
+        return code
     except ProcessLostError as error:
         return _told(f"error: {error}", _LOST, because_of_another=True)
     except UserError as error:

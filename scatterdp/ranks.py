@@ -8,7 +8,9 @@ over NFS two machines' writes to one page may be lost).
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 from scatterdp.errors import ProcessLostError
@@ -78,6 +80,15 @@ class TorchRanks:
 def several() -> bool:
     """Whether ``torchrun`` started more than one process."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def leave() -> None:
+    """Close the connections to the others in good order: an interpreter that ends with them open may be aborted by their threads."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and several() and distributed.is_initialized():
+        with suppress(RuntimeError):  # another has left already
+            distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def is_first() -> bool:
