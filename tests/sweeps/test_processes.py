@@ -207,8 +207,10 @@ def scheduler() -> Iterator[str]:
 
 @pytest.mark.slow
 def test_a_worker_without_this_package_is_refused(start_worker, scheduler, tmp_path):
-    (tmp_path / "scatterdp").mkdir()
-    (tmp_path / "scatterdp" / "__init__.py").write_text("")  # another scatterdp, without sweeps
+    other = tmp_path / "scatterdp"  # one without sweeps
+    (other / "sweeps").mkdir(parents=True)
+    (other / "__init__.py").touch()
+    (other / "sweeps" / "__init__.py").write_text("raise ImportError('no sweeps here')")
     start_worker("--nthreads=1", cwd=tmp_path)
     with (
         pytest.raises(UserError, match=r"worker .* has scatterdp none .*; install the same versions there"),
