@@ -9,14 +9,15 @@ centre of mass to the middle of the image (LeCun et al. 1998, "Gradient-Based Le
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from scatterdp.errors import ConfigError
-from scatterdp.extractors.base import Block, Extractor, blocks_of, check_images, fingerprint
+from scatterdp.extractors.base import Extractor
+from scatterdp.extractors.wrapper import Wrapper
 
 _PIXEL_VARIANCE = 1 / 12  # of a position within its pixel: a line one pixel high has a slant of 0, not 0 / 0
 _STEEPEST = 1.0
@@ -31,7 +32,7 @@ class DeskewConfig:
     config: Any
 
 
-class Deskew:
+class Deskew(Wrapper):
     """Another extractor's features of upright images; see :class:`~scatterdp.extractors.base.Extractor`.
 
     Args:
@@ -48,32 +49,11 @@ class Deskew:
             raise ConfigError(
                 f"deskew: takes grey images, bright figures on black; these have {extractor.input_shape[0]} channels, leave it out"
             )
-        self.extractor = extractor
-        self.input_shape, self.output_shape = extractor.input_shape, extractor.output_shape
-        self.blocks: tuple[Block, ...] = blocks_of(extractor)
-        self.config = DeskewConfig(extractor=extractor.name, config=extractor.config)
-        self.fingerprint = fingerprint(
-            type(self).__name__,
-            DeskewConfig(extractor=extractor.fingerprint, config=None),
-            self.input_shape,
-            preprocessing={"steepest": _STEEPEST},
-            versions={"algorithm": str(_ALGORITHM)},
-        )
+        super().__init__(extractor, DeskewConfig, preprocessing={"steepest": _STEEPEST}, algorithm=_ALGORITHM)
 
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """The extractor's features of :func:`deskewed` images.
-
-        Raises:
-            UserError: images of another shape or type, outside [0, 1] or not finite.
-        """
-        check_images(images, self.input_shape)
-        return self.extractor(deskewed(images.float()))
-
-    def to(self, device: torch.device | str) -> Self:
-        """Move the extractor to a device, in place."""
-        self.extractor.to(device)
-        return self
+    def _features(self, images: Tensor) -> Tensor:
+        """The extractor's features of :func:`deskewed` images."""
+        return self.extractor(deskewed(images))
 
 
 def deskewed(images: Tensor) -> Tensor:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from scatterdp.errors import ConfigError
-from scatterdp.extractors.base import Block, Extractor, blocks_of, check_images, fingerprint
+from scatterdp.extractors.base import Extractor
 from scatterdp.extractors.synthetic.views import crop
+from scatterdp.extractors.wrapper import Wrapper
 
 Crop = tuple[float, float, float, float]
 
@@ -75,7 +75,7 @@ class _WrappedConfig:
     crops: tuple[tuple[float, ...], ...]
 
 
-class Views:
+class Views(Wrapper):
     """Another extractor's features, averaged over views; see :class:`~scatterdp.extractors.base.Extractor`.
 
     Args:
@@ -93,37 +93,15 @@ class Views:
         for given in config.crops:
             if abs(given[2]) > width / 2 or abs(given[3]) > height / 2:
                 raise ConfigError(f"crops: the middle of {given} lies outside the image of {height}×{width} pixels")
-        self.extractor = extractor
-        self.input_shape, self.output_shape = extractor.input_shape, extractor.output_shape
-        self.blocks: tuple[Block, ...] = blocks_of(extractor)
-        self.config = _WrappedConfig(extractor=extractor.name, config=extractor.config, crops=config.crops)
-        self.fingerprint = fingerprint(
-            type(self).__name__,
-            _WrappedConfig(extractor=extractor.fingerprint, config=None, crops=config.crops),
-            self.input_shape,
-            preprocessing={},
-            versions={"algorithm": str(_ALGORITHM)},
-        )
+        super().__init__(extractor, _WrappedConfig, preprocessing={}, algorithm=_ALGORITHM, crops=config.crops)
 
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """The mean of the extractor's features of every :func:`view`.
-
-        Raises:
-            UserError: images of another shape or type, outside [0, 1] or not finite.
-        """
-        check_images(images, self.input_shape)
-        images = images.float()
+    def _features(self, images: Tensor) -> Tensor:
+        """The mean of the extractor's features of every :func:`view`."""
         first, *others = self.config.crops
         features = self.extractor(view(images, first))
         for given in others:
             features += self.extractor(view(images, given))
         return features.div_(len(self.config.crops))
-
-    def to(self, device: torch.device | str) -> Self:
-        """Move the extractor to a device, in place."""
-        self.extractor.to(device)
-        return self
 
 
 def view(images: Tensor, given: tuple[float, ...]) -> Tensor:
