@@ -144,7 +144,9 @@ def run(config: BaselinesConfig, *, wait_for_features: float = 0.0) -> RunFolder
             device=device,
             seconds_extract=seconds_extract,
             published_data=dataset.public,
-            augmented_images=_images_of(dataset, held_out) if config.augment else None,
+            augmented_images=(dataset.x_train if held_out is None else dataset.x_train[trained])
+            if config.augment
+            else None,
             assumptions=[_OF_TINY_IMAGES] if isinstance(config, TinyImagesConfig) else [],
             **({} if held_out is None else {"validation": TrainingSubset(features, np.flatnonzero(held_out))}),
         )
@@ -186,11 +188,6 @@ def _with_tiny_images(dataset: Dataset, config: TinyImagesConfig) -> Dataset:
             f"{config.tiny_images} {len(x)}"
         )
     return with_more_images(dataset, x, y, count=wanted - own)
-
-
-def _images_of(dataset: Dataset, held_out: np.ndarray | None) -> np.ndarray:
-    """The images that are trained on; all of them stay where they are."""
-    return dataset.x_train if held_out is None else dataset.x_train[np.flatnonzero(~held_out)]
 
 
 def plan_on(
@@ -470,13 +467,23 @@ def announce(config: TrainingConfig, plan: TrainingPlan) -> None:
     if config.optim == "LR":
         say("optim=LR: logistic regression, NOT PRIVATE")
         return
-    if warning := delta_warning(plan.delta, plan.num_examples):
-        print(f"warning: {warning}; give a smaller --target_delta", file=sys.stderr)
+    warn_of_delta(plan)
     how = "given" if config.noise_multiplier is not None else "solved"
     say(
         f"plan: {plan.steps} steps, sample rate {plan.selection().sample_rate:.4g}, noise multiplier {plan.sigma:g} ({how}), "
         f"max_grad_norm {plan.max_grad_norm:g}, lr {plan.lr:g}, input_norm {plan.input_norm}"
     )
+    announce_budget(plan)
+
+
+def warn_of_delta(plan: TrainingPlan) -> None:
+    """Say on standard error that δ is too large, where it is."""
+    if is_first() and (warning := delta_warning(plan.delta, plan.num_examples)):
+        print(f"warning: {warning}; give a smaller --target_delta", file=sys.stderr)
+
+
+def announce_budget(plan: TrainingPlan) -> None:
+    """Print what a plan costs, by every accountant."""
     epsilons = {name: epsilon_of(plan.event(), delta=plan.delta, accountant=name) for name in ACCOUNTANTS}
     say(
         f"budget: at δ = {plan.delta:g}, ε = "

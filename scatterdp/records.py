@@ -34,6 +34,7 @@ from torch import Tensor
 
 from scatterdp.config import RunConfig
 from scatterdp.errors import ConfigError, RunLockedError
+from scatterdp.writing import json_text, write_whole
 
 _Config = TypeVar("_Config", bound=RunConfig)
 
@@ -164,11 +165,11 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write ``name`` atomically."""
-        self._replace(name, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+        write_whole(self.path / name, json_text(value))
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Replace ``metrics.jsonl`` by these rows."""
-        self._replace("metrics.jsonl", "".join(_line(row) for row in rows).encode())
+        write_whole(self.path / "metrics.jsonl", "".join(_line(row) for row in rows))
 
     def count_metrics(self) -> int:
         """How many rows ``metrics.jsonl`` has: epochs that have been shown."""
@@ -201,17 +202,12 @@ class RunFolder:
             arrays["predicted"] = predicted.astype(np.int64)
         content = io.BytesIO()
         np.savez_compressed(content, allow_pickle=False, **arrays)
-        self._replace("test_predictions.npz", content.getvalue())
+        write_whole(self.path / "test_predictions.npz", content.getvalue())
 
     def finish(self) -> None:
         """Remove the checkpoint, which holds the run's random key, and what a kill left of writing one."""
         for path in (self.checkpoint, self.checkpoint.with_name(self.checkpoint.name + ".tmp")):
             path.unlink(missing_ok=True)
-
-    def _replace(self, name: str, content: bytes) -> None:
-        temporary = self.path / (name + ".tmp")
-        temporary.write_bytes(content)
-        os.replace(temporary, self.path / name)
 
 
 def _line(row: dict[str, Any]) -> str:

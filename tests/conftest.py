@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, a small data set with a light extractor, and the features of the digits."""
+"""Shared by all tests: one thread, the same random tensors, a small data set with a light extractor, and the features of the digits."""
 
 from __future__ import annotations
 
@@ -33,6 +33,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """Made-up tensors are the same ones every time a test runs."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

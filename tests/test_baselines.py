@@ -20,10 +20,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_folders import FILES, assert_same_weights, claims, interrupted_in_epoch, names, read_json
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from scatterdp import baselines, experiment
+from scatterdp.cache import cache_path
 from scatterdp.config import BaselinesConfig
 from scatterdp.datasets import load_dataset
 from scatterdp.errors import UserError
@@ -38,16 +40,6 @@ from scatterdp.training import fit as fit_module
 from scatterdp.training.checkpoint import Checkpoint
 
 ROOT = Path(__file__).parents[1]
-FILES = {
-    "accuracy_epsilon.png",
-    "certificate.json",
-    "config.json",
-    "metrics.jsonl",
-    "model.safetensors",
-    "model_ema.safetensors",
-    "summary.json",
-    "test_predictions.npz",
-}
 QUICK = ("--dataset=digits", "--epochs=2", "--noise_multiplier=4", "--device=cpu")
 LIMIT = 300  # seconds for a process that should need ten
 
@@ -80,23 +72,12 @@ def finished(process: subprocess.Popen[str]) -> Outcome:
     return Outcome(process.returncode, out, err)
 
 
-def read_json(path: Path) -> Any:
-    def refuse(name: str) -> None:
-        raise AssertionError(f"{path} holds {name}")
-
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-
-
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def without_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} - {".lock"}
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
@@ -107,19 +88,9 @@ def contents(folder: Path) -> dict[str, bytes | None]:
     }
 
 
-def claims(folder: Path) -> dict[str, Any]:
-    """The certificate but for the commitment to private data, which has a fresh nonce each time."""
-    certificate = read_json(folder / "certificate.json")
-    data = {name: value for name, value in certificate["data"].items() if not name.startswith("commitment")}
-    return certificate | {"data": data}
-
-
 def assert_same_model(a: Path, b: Path) -> None:
     """Bit for bit, and the same certificate and rows."""
-    for name in ("model.safetensors", "model_ema.safetensors"):
-        first, second = load_file(a / name), load_file(b / name)
-        assert first.keys() == second.keys()
-        assert all(torch.equal(first[key], second[key]) for key in first)
+    assert_same_weights(a, b)
     assert claims(a) == claims(b)
     assert without_seconds(read_rows(a)) == without_seconds(read_rows(b))
 
@@ -387,15 +358,7 @@ class TestKilled:
     def interrupted(self, run, work: Path, own_images: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         """A run on a person's own images, interrupted in its third epoch."""
         monkeypatch.setattr(fit_module, "CHECKPOINT_SECONDS", 0)
-        append = RunFolder.append_metrics
-
-        def interrupts(folder: RunFolder, row: dict[str, Any]) -> None:
-            if row["epoch"] == 3:
-                raise KeyboardInterrupt
-            append(folder, row)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(RunFolder, "append_metrics", interrupts)
+        with interrupted_in_epoch(3):
             outcome = run(f"--dataset={own_images}", "--epochs=5", "--noise_multiplier=4", "--run_dir=run")
         assert outcome.code == 130
         assert outcome.err.splitlines()[-1] == ("interrupted: go on with python -m scatterdp.baselines --resume=run")
@@ -424,9 +387,10 @@ class TestKilled:
         assert outcome.err == "error: resume=run: has no checkpoint.pt; start the run anew in another --run_dir\n"
         assert contents(interrupted) == before
 
-    def test_damaged_features_are_not_trained_on(self, run, interrupted: Path):
-        folder = Path(read_json(interrupted / "config.json")["features_dir"])
-        (cache,) = [path for path in folder.glob("*.h5") if not path.name.startswith("digits")]
+    def test_damaged_features_are_not_trained_on(self, run, interrupted: Path, digits_features_dir: Path):
+        dataset = load_dataset(read_json(interrupted / "config.json")["dataset"])
+        extractor = make_extractor("scatternet", dataset.image_shape)
+        cache = cache_path(dataset, extractor, features_dir=digits_features_dir)
         whole = cache.read_bytes()
         damaged = bytearray(whole)
         damaged[len(damaged) // 2] ^= 1

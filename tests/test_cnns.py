@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 import tyro
+from run_folders import interrupted_in_epoch
 from safetensors.torch import load_file
 
 from scatterdp import cnns
 from scatterdp.config import CnnsConfig
 from scatterdp.errors import ConfigError
 from scatterdp.privacy.accounting import epsilon_of
-from scatterdp.records import RunFolder
 from scatterdp.training import fit as fit_module
 from scatterdp.training.plan import plan_from_config
 
@@ -114,16 +114,8 @@ def test_copies_of_an_example_share_one_clipped_gradient(arguments, monkeypatch)
 
 def test_an_interrupted_run_ends_as_if_nothing_had_happened(arguments, monkeypatch, capsys):
     monkeypatch.setattr(fit_module, "CHECKPOINT_SECONDS", 0)
-    append = RunFolder.append_metrics
-
-    def interrupts(folder: RunFolder, row: dict[str, Any]) -> None:
-        if row["epoch"] == 3:
-            raise KeyboardInterrupt
-        append(folder, row)
-
     flags = [*arguments, "--schedule=one_cycle", "--augment"]
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "append_metrics", interrupts)
+    with interrupted_in_epoch(3):
         assert cnns.main([*flags, "--run_dir=run"]) == 130
     assert capsys.readouterr().err.endswith("go on with python -m scatterdp.cnns --resume=run\n")
     assert cnns.main(["--resume=run"]) == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -11,17 +10,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from run_folders import FILES, assert_same_weights, claims, interrupted_in_epoch, names, read_json
 from safetensors.torch import load_file
 
 import scatterdp
 from scatterdp import __main__, baselines
 from scatterdp.privacy.checking import check_certificate
-from scatterdp.records import RunFolder
 from scatterdp.training import fit as fit_module
 from scatterdp.training.checkpoint import Checkpoint
 
@@ -36,46 +34,12 @@ ARGUMENTS = [
     "--seed=5",
     "--device=cpu",
 ]
-FILES = {
-    "accuracy_epsilon.png",
-    "certificate.json",
-    "config.json",
-    "metrics.jsonl",
-    "model.safetensors",
-    "model_ema.safetensors",
-    "summary.json",
-    "test_predictions.npz",
-}
-
 Started = subprocess.Popen[str]
 
 
 def ended(launcher: Started) -> tuple[int, str]:
     out, _ = launcher.communicate(timeout=LIMIT)
     return launcher.returncode, out
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} - {".lock"}
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
-
-
-def claims(folder: Path) -> dict[str, Any]:
-    """The certificate but for the commitment to private data, which has a fresh nonce each time."""
-    certificate = read_json(folder / "certificate.json")
-    data = {name: value for name, value in certificate["data"].items() if not name.startswith("commitment")}
-    return certificate | {"data": data}
-
-
-def assert_same_weights(a: Path, b: Path) -> None:
-    """Bit for bit."""
-    for name in ("model.safetensors", "model_ema.safetensors"):
-        first, second = load_file(a / name), load_file(b / name)
-        assert first.keys() == second.keys()
-        assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 @pytest.fixture
@@ -146,18 +110,11 @@ class TestAnotherNumberOfProcesses:
         self, work: Path, digits_features_dir: Path, monkeypatch: pytest.MonkeyPatch, accounting_once: None
     ) -> Path:
         """A run that was stopped in its third epoch, as if two processes had computed it."""
-        append = RunFolder.append_metrics
-
-        def interrupts(folder: RunFolder, row: dict[str, Any]) -> None:
-            if row["epoch"] == 3:
-                raise KeyboardInterrupt
-            append(folder, row)
-
         with monkeypatch.context() as patch:
             patch.setattr(fit_module, "CHECKPOINT_SECONDS", 0)
-            patch.setattr(RunFolder, "append_metrics", interrupts)
             arguments = ["--dataset=digits", "--epochs=5", "--noise_multiplier=4", "--run_dir=run"]
-            assert baselines.main([*arguments, f"--features_dir={digits_features_dir}"]) == 130
+            with interrupted_in_epoch(3):
+                assert baselines.main([*arguments, f"--features_dir={digits_features_dir}"]) == 130
         checkpoint = Checkpoint.load(work / "run" / "checkpoint.pt")
         dataclasses.replace(checkpoint, history=((0, 2),)).save(work / "run" / "checkpoint.pt")
         return work / "run"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tyro
+from run_folders import interrupted_in_epoch
 
 from scatterdp import tiny_images
 from scatterdp.config import TinyImagesConfig
@@ -24,7 +25,6 @@ from scatterdp.errors import ConfigError
 from scatterdp.privacy.accounting import epsilon_of
 from scatterdp.privacy.calibration import calibrate_noise_multiplier
 from scatterdp.privacy.checking import check_certificate
-from scatterdp.records import RunFolder
 from scatterdp.training import fit as fit_module
 from scatterdp.training.plan import plan_from_config
 
@@ -169,16 +169,8 @@ def test_a_run_from_memory_and_from_the_disk(arguments, model, capsys):
 
 def test_an_interrupted_run_on_the_disk_goes_on_in_memory_alike(arguments, monkeypatch, capsys):
     monkeypatch.setattr(fit_module, "CHECKPOINT_SECONDS", 0)
-    append = RunFolder.append_metrics
-
-    def interrupts(folder: RunFolder, row: dict[str, Any]) -> None:
-        if row["epoch"] == 3:
-            raise KeyboardInterrupt
-        append(folder, row)
-
     flags = [*arguments, "--memory_budget=1kB"]
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "append_metrics", interrupts)
+    with interrupted_in_epoch(3):
         assert tiny_images.main([*flags, "--run_dir=run"]) == 130
     assert capsys.readouterr().err.endswith("go on with python -m scatterdp.tiny_images --resume=run\n")
     assert tiny_images.main(["--resume=run"]) == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 
 import numpy as np
 import torch
@@ -11,11 +10,10 @@ import torch
 from scatterdp.config import DEFAULT_TARGET_EPSILON
 from scatterdp.datasets.streamed import StreamedDataset, open_streamed
 from scatterdp.errors import ConfigError
-from scatterdp.experiment import make_log_folder, opened, say, train_and_record
+from scatterdp.experiment import announce_budget, make_log_folder, opened, say, train_and_record, warn_of_delta
 from scatterdp.extractors.pixels import Pixels, PixelsConfig
 from scatterdp.finetuning.config import DEFAULT_CLIP_NORM, FinetuneConfig
 from scatterdp.finetuning.network import make_network
-from scatterdp.privacy.accounting import ACCOUNTANTS, delta_warning, epsilon_of
 from scatterdp.records import RunFolder
 from scatterdp.training.device import resolve_device
 from scatterdp.training.plan import UNCLIPPED, TrainingPlan
@@ -133,8 +131,7 @@ def _announce(config: FinetuneConfig, plan: TrainingPlan) -> None:
     if config.disable_dp:
         say(f"{common}; disable_dp: NOT PRIVATE")
         return
-    if warning := delta_warning(plan.delta, plan.num_examples):
-        print(f"warning: {warning}; give a smaller --target_delta", file=sys.stderr)
+    warn_of_delta(plan)
     if config.dp_sigma is not None:
         how = f"dp_sigma {config.dp_sigma:g} × √{config.grad_acc_steps}"
     else:
@@ -142,5 +139,4 @@ def _announce(config: FinetuneConfig, plan: TrainingPlan) -> None:
     say(
         f"{common}; sample rate {plan.selection().sample_rate:.4g}, noise multiplier {plan.sigma:g} ({how}), clip norm {plan.max_grad_norm:g}"
     )
-    epsilons = {name: epsilon_of(plan.event(), delta=plan.delta, accountant=name) for name in ACCOUNTANTS}
-    say(f"budget: at δ = {plan.delta:g}, ε = " + ", ".join(f"{value:.3f} ({name})" for name, value in epsilons.items()))
+    announce_budget(plan)

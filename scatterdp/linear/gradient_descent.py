@@ -79,8 +79,7 @@ class GradientDescent:
             held = RowsOfProcess(rows, first, stop, begin=first)
 
         def after_epoch(state: TrainingState) -> None:
-            if processes.size > 1:
-                check_same_weights(processes, state)
+            check_same_weights(processes, state)
 
         entry = train(
             state, held, plan, key=key, engine=ENGINES["linear"], after_epoch=after_epoch, processes=processes

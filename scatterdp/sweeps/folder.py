@@ -11,7 +11,8 @@ from pathlib import Path
 import filelock
 
 from scatterdp.errors import ConfigError, UserError
-from scatterdp.sweeps.record import NAME, SweepRecord, write_whole
+from scatterdp.sweeps.record import NAME, SweepRecord
+from scatterdp.writing import write_whole
 
 OUTLINE = "outline.toml"
 _LOCK = ".lock"

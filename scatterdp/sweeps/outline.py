@@ -232,9 +232,14 @@ def _check_keys(name: str, values: Iterable[str], known: Iterable[str], where: s
     known = list(known)
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            meant = f", did you mean {near[0]}?" if near else f": expected one of {', '.join(known)}"
+            meant = _meant(key, known) or f": expected one of {', '.join(known)}"
             raise ConfigError(f"outline {name}: {where}{key}: unknown{meant}")
+
+
+def _meant(word: str, known: list[str]) -> str:
+    """A question after the nearest of the known words; empty where none is near."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f", did you mean {near[0]}?" if near else ""
 
 
 def _check_fields(name: str, part: str, content: dict[str, Any], config_class: type[BaselinesConfig]) -> None:
@@ -289,9 +294,7 @@ def _check_kind(what: str, value: Any, hint: Any) -> None:
         elif option is not type(None) and _is_of(value, option):
             return
     if words:
-        near = difflib.get_close_matches(str(value), words, n=1, cutoff=0.5)
-        meant = f", did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"{what}={value!r}: expected one of {', '.join(words)}{meant}")
+        raise ConfigError(f"{what}={value!r}: expected one of {', '.join(words)}{_meant(str(value), words)}")
     kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "text, a path"}
     expected = [kinds[option] for option in options if option is not type(None)]
     raise ConfigError(f"{what}={value!r}: expected {' or '.join(expected)}")

@@ -28,6 +28,7 @@ from scatterdp.privacy.tuning import NumberOfTrials
 from scatterdp.sweeps.record import RunEntry, SweepRecord
 from scatterdp.sweeps.selection import statement_of_best
 from scatterdp.training.plan import TrainingPlan
+from scatterdp.writing import json_text, write_whole
 
 NAME = "best"
 SECRETS = "The number of trials must stay secret: so must how long the search took, and every other file of it."
@@ -64,11 +65,11 @@ def publish(record: SweepRecord, best: RunEntry, candidates: Sequence[TrainingPl
             shutil.copyfile(run_dir / name, unfinished / name)
         said = _said(record, best)
         certificate = certificate_of_best(record.selection, own, candidates)
-        _write_json(unfinished / "best.json", said)
+        write_whole(unfinished / "best.json", json_text(said))
         if certificate is not None:
-            _write_json(unfinished / "certificate.json", certificate)
+            write_whole(unfinished / "certificate.json", json_text(certificate))
         else:
-            (unfinished / "certificate.txt").write_text(said["statement"] + "\n", encoding="utf-8")
+            write_whole(unfinished / "certificate.txt", said["statement"] + "\n")
         os.replace(unfinished, path)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -139,7 +140,3 @@ def _certificate_in(run_dir: Path) -> dict[str, Any]:
             f"out={run_dir.parent.parent}: the certificate of the best run, {run_dir}, cannot be read ({error}), so nothing can be published; bring the run's "
             "folder back"
         ) from error
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")

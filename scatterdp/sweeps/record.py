@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from scatterdp.errors import ConfigError
+from scatterdp.writing import json_text, write_whole
 
 NAME = "sweep.json"
 SCHEMA = 1
@@ -123,9 +123,7 @@ class SweepRecord:
 
     def save(self, folder: Path) -> None:
         """Write it, whole or not at all."""
-        values = {"schema": SCHEMA, **dataclasses.asdict(self)}
-        text = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-        write_whole(folder / NAME, text)
+        write_whole(folder / NAME, json_text({"schema": SCHEMA, **dataclasses.asdict(self)}))
 
     def count(self, state: State) -> int:
         """How many runs are in a state."""
@@ -134,10 +132,3 @@ class SweepRecord:
     def scores(self, entry: RunEntry) -> float | None:
         """A run's score, if it has one."""
         return entry.validation_accuracy if self.score == "validation_accuracy" else entry.test_accuracy
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a text file atomically."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

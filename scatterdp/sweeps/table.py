@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from scatterdp.privacy.certificate import rounded_up
-from scatterdp.sweeps.record import RunEntry, SweepRecord, write_whole
+from scatterdp.sweeps.record import RunEntry, SweepRecord
+from scatterdp.writing import write_whole
 
 #: The columns of published tables of this kind, in their order.
 COLUMNS = (
@@ -224,7 +225,7 @@ def _epsilon(entry: RunEntry) -> float | None:
     """What was asked for, or what was spent where a noise multiplier was given."""
     if entry.target_epsilon is not None:
         return entry.target_epsilon
-    return None if entry.epsilon is None else math.ceil(entry.epsilon * 1e4) / 1e4
+    return None if entry.epsilon is None else float(rounded_up(entry.epsilon))
 
 
 def _others(record: SweepRecord) -> list[str]:

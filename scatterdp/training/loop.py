@@ -70,6 +70,8 @@ def check_same_weights(processes: Processes, state: TrainingState) -> None:
     Raises:
         UserError: they do not.
     """
+    if processes.size == 1:
+        return
     check_same(
         processes,
         bits_of([*state.model.state_dict().values(), *state.average.average.values()]),

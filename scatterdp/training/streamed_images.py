@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from scatterdp.datasets.images import to_channels_first_float
 from scatterdp.datasets.streamed import StreamedDataset, StreamedImages
 from scatterdp.extractors.base import Extractor
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.training.ahead import read_ahead
 from scatterdp.training.augmentation import flip_and_crop
 from scatterdp.training.rows import Piece
 
@@ -130,15 +130,10 @@ class ImageRows:
             for start in range(0, len(indices), self.physical_batch_size)
         ]
 
-        def pixels(part: np.ndarray) -> np.ndarray:
-            values = to_channels_first_float(self.images.read(part))
-            return values if draws is None else flip_and_crop(values, draws[part])
+        def pixels(number: int) -> np.ndarray:
+            values = to_channels_first_float(self.images.read(parts[number]))
+            return values if draws is None else flip_and_crop(values, draws[parts[number]])
 
-        with ThreadPoolExecutor(1) as ahead:
-            coming = ahead.submit(pixels, parts[0])
-            for number, part in enumerate(parts):
-                values = coming.result()
-                if number + 1 < len(parts):
-                    coming = ahead.submit(pixels, parts[number + 1])
-                x = self.extractor(torch.from_numpy(values)).flatten(1)
-                yield Piece(x, self.y[torch.from_numpy(part).to(self.y.device)], None)
+        for part, values in zip(parts, read_ahead(pixels, len(parts), ahead=1), strict=True):
+            x = self.extractor(torch.from_numpy(values)).flatten(1)
+            yield Piece(x, self.y[torch.from_numpy(part).to(self.y.device)], None)

@@ -11,9 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +22,7 @@ from scatterdp.cache import Features, RowFile, RowReader, Split
 from scatterdp.errors import UserError
 from scatterdp.heads import Precondition
 from scatterdp.sizes import available_memory
+from scatterdp.training.ahead import read_ahead
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, FeatureRows, Piece, load_rows, normalized, normalized_blocks
 
 _READ_AHEAD = 2  # pieces that are read while one is in work
@@ -65,18 +64,7 @@ class StreamedRows:
                 told += 1
             return self._piece(parts[number])
 
-        waiting: deque[Future[Piece]] = deque()
-        with ThreadPoolExecutor(1, "read") as thread:
-            try:
-                for number in range(len(parts)):
-                    waiting.append(thread.submit(read, number))
-                    if len(waiting) > _READ_AHEAD:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:  # an error, or nobody wants the rest
-                for future in waiting:
-                    future.cancel()
+        return read_ahead(read, len(parts), ahead=_READ_AHEAD)
 
     def _piece(self, rows: np.ndarray) -> Piece:
         block = self.reader.read(rows + self.first)

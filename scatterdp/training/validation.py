@@ -144,12 +144,9 @@ class TrainingSubset:
         if start >= stop:
             return
         rows = self.rows[first:stop]
-        whole_block = (
-            int(rows[0]) // rows_per_block * rows_per_block
-        )  # blocks of the whole, whichever part is asked for
         # Blocks of its own rows, full but for the last: what is summed by blocks is the same however the rows are dealt out.
         pieces: list[np.ndarray] = []
-        for begin, block in self.whole.iter_rows(split, rows_per_block, first=whole_block, stop=int(rows[-1]) + 1):
+        for begin, block in self.whole.iter_rows(split, rows_per_block, first=int(rows[0]), stop=int(rows[-1]) + 1):
             wanted = rows[slice(*np.searchsorted(rows, [begin, begin + len(block)]))]
             pieces.append(block[wanted - begin])
             if sum(map(len, pieces)) >= rows_per_block:

@@ -117,7 +117,7 @@ class TestARun:
         assert "test accuracy" not in captured.out
 
     @pytest.mark.parametrize("kind", ["npz", "h5", "csv", "cache"])
-    def test_other_files(self, own_files, digits_features_dir, tmp_path, monkeypatch, kind):
+    def test_other_files(self, own_files, digits_features, tmp_path, monkeypatch, kind):
         monkeypatch.chdir(tmp_path)
         x, y = np.load(own_files / "x.npy")[:300], np.load(own_files / "y.npy")[:300]
         if kind == "npz":
@@ -133,8 +133,7 @@ class TestARun:
             Path("own.csv").write_text("\n".join([",".join(columns), *rows]))
             flags = ["--features=own.csv", "--labels=digit"]
         else:
-            (cache,) = digits_features_dir.glob("*.h5")
-            flags = [f"--features={cache}"]
+            flags = [f"--features={digits_features.path}"]
         assert run([*flags, "--target_delta=1e-4", "--seed=0"]) == 0
         (folder,) = Path("runs").iterdir()
         assert names(folder) == RUN_FILES

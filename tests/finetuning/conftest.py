@@ -8,9 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from scatterdp.finetuning import running
 from scatterdp.heads import resnet_v2
-from scatterdp.training import plan
 
 
 @pytest.fixture(scope="session")
@@ -42,9 +40,3 @@ def small_resnets(monkeypatch):
     """``resnet18`` with one block of 32 or 64 channels in a group: the same eleven layers, a second a run."""
     monkeypatch.setitem(resnet_v2.RESNETS_V2, "resnet18", ((1, 1, 1, 1), (32, 32, 64, 64), (1, 2, 2, 1), False))
     monkeypatch.setattr(resnet_v2, "_STEM_CHANNELS", 32)
-
-
-@pytest.fixture
-def known_epsilons(accounting_once, monkeypatch) -> None:
-    """What ``accounting_once`` remembers, here too."""
-    monkeypatch.setattr(running, "epsilon_of", plan.epsilon_of)

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from run_folders import interrupted_in_epoch
 from safetensors.torch import load_file, save_file
 
 from scatterdp.commands import finetune
 from scatterdp.exits import exit_code
 from scatterdp.heads import resnet_v2
 from scatterdp.privacy.checking import check_certificate
-from scatterdp.records import RunFolder
 from scatterdp.training import fit as fit_module
 
 FLAGS = ["--image_size=32", "--train_device_batch_size=20", "--num_train_epochs=2", "--seed=1", "--device=cpu",
@@ -38,7 +38,7 @@ def read(path: str, name: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def flags(tmp_path, monkeypatch, small_resnets, known_epsilons) -> list[str]:
+def flags(tmp_path, monkeypatch, small_resnets, accounting_once) -> list[str]:
     monkeypatch.chdir(tmp_path)
     return FLAGS
 
@@ -132,16 +132,9 @@ def test_images_that_are_not_held_train_to_the_same(dp_flags, monkeypatch):
 
 def test_an_interrupted_run_ends_as_if_nothing_had_happened(dp_flags, weights, monkeypatch, capsys):
     monkeypatch.setattr(fit_module, "CHECKPOINT_SECONDS", 0)
-    append = RunFolder.append_metrics
     all_flags = [*dp_flags, weights, "--num_layers_to_freeze=3", "--precision=bfloat16", "--augment"]
 
-    def interrupts(folder: RunFolder, row: dict[str, Any]) -> None:
-        if row["epoch"] == 2:
-            raise KeyboardInterrupt
-        append(folder, row)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "append_metrics", interrupts)
+    with interrupted_in_epoch(2):
         assert command(*all_flags, "--run_dir=run") == 130
     assert capsys.readouterr().err.endswith("go on with python -m scatterdp finetune --resume=run\n")
     assert command("--resume=run") == 0
@@ -153,12 +146,7 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(dp_flags, weights, m
 
 def test_a_resumed_run_refuses_other_weights(dp_flags, weights, monkeypatch, capsys):
     monkeypatch.setattr(fit_module, "CHECKPOINT_SECONDS", 0)
-
-    def interrupts(folder: RunFolder, row: dict[str, Any]) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "append_metrics", interrupts)
+    with interrupted_in_epoch(1):
         assert command(*dp_flags, weights, "--run_dir=run") == 130
     tensors = load_file("public/model.safetensors")
     tensors["classifier.stem.weight"] += 1
