@@ -34,6 +34,8 @@ from scatterdp.privacy.randomness import RandomKey
 
 Sampling = Literal["poisson", "shuffle"]
 
+_BLOCK = 1 << 16  # rows whose numbers are drawn together
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSelection(ABC):
@@ -68,18 +70,26 @@ class BatchSelection(ABC):
         """Inclusion probability per step, batch_size / N."""
         return self.batch_size / self.num_examples
 
-    def indices(self, step: int, key: RandomKey) -> np.ndarray:
+    def indices(self, step: int, key: RandomKey, *, first: int = 0, stop: int | None = None) -> np.ndarray:
         """Row numbers (int64, ascending unless shuffled) of step ``step``; a function of key and step. May be empty.
 
+        Args:
+            step: counted from 0.
+            key: of the run.
+            first, stop: only the step's rows from ``first`` to before ``stop`` (None: the last), for who holds no others.
+
         Raises:
-            ValueError: a step that the event does not count.
+            ValueError: a step that the event does not count, or rows that are not there.
         """
         if not 0 <= step < self.steps:
             raise ValueError(f"step={step}: the event counts steps 0 to {self.steps - 1}")
-        return self._indices(step, key)
+        stop = self.num_examples if stop is None else stop
+        if not 0 <= first <= stop <= self.num_examples:
+            raise ValueError(f"rows {first} to {stop}: expected 0 ≤ first ≤ stop ≤ {self.num_examples}")
+        return self._indices(step, key, first, stop)
 
     @abstractmethod
-    def _indices(self, step: int, key: RandomKey) -> np.ndarray: ...
+    def _indices(self, step: int, key: RandomKey, first: int, stop: int) -> np.ndarray: ...
 
     @abstractmethod
     def event(self, noise_multiplier: float) -> dp_accounting.DpEvent:
@@ -98,16 +108,25 @@ class BatchSelection(ABC):
 
 
 class PoissonSelection(BatchSelection):
-    """Each example independently with probability ``sample_rate``."""
+    """Each example independently with probability ``sample_rate``: when its own uniform 64-bit number is below ⌊q·2⁶⁴⌋.
+
+    That is within 2⁻⁶⁴ of q, and never above it. Numbers are drawn by blocks of rows, so that whoever holds a part of the rows draws for no others,
+    and compared byte by byte: the first, which costs one byte a row, decides but in one case of 256.
+    """
 
     kind = "poisson"
 
-    def _indices(self, step: int, key: RandomKey) -> np.ndarray:
+    def _indices(self, step: int, key: RandomKey, first: int, stop: int) -> np.ndarray:
         if self.batch_size == self.num_examples:
-            return np.arange(self.num_examples)
-        words = key.words("batch selection", counter=step, count=self.num_examples)
-        # ⌊q·2⁶⁴⌋ of 2⁶⁴ words: the probability is within 2⁻⁶⁴ of q, and never above it.
-        return np.flatnonzero(words < np.uint64(self.batch_size * 2**64 // self.num_examples))
+            return np.arange(first, stop)
+        threshold = self.batch_size * 2**64 // self.num_examples
+        blocks, parts = -(-self.num_examples // _BLOCK), [np.empty(0, np.int64)]
+        for block in range(first // _BLOCK, -(-stop // _BLOCK)):
+            start = block * _BLOCK
+            count = min(_BLOCK, self.num_examples - start)
+            rows = start + np.flatnonzero(_below(threshold, key, counter=step * blocks + block, count=count))
+            parts.append(rows[(rows >= first) & (rows < stop)])
+        return np.concatenate(parts)
 
     def event(self, noise_multiplier: float) -> dp_accounting.DpEvent:
         sampled = dp_accounting.PoissonSampledDpEvent(self.sample_rate, dp_accounting.GaussianDpEvent(noise_multiplier))
@@ -126,8 +145,8 @@ class FullBatch(BatchSelection):
                 f"batch_size={self.batch_size}: a full batch has all {self.num_examples} training examples"
             )
 
-    def _indices(self, step: int, key: RandomKey) -> np.ndarray:
-        return np.arange(self.num_examples)
+    def _indices(self, step: int, key: RandomKey, first: int, stop: int) -> np.ndarray:
+        return np.arange(first, stop)
 
     def event(self, noise_multiplier: float) -> dp_accounting.DpEvent:
         return dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(noise_multiplier), self.steps)
@@ -147,14 +166,27 @@ class ShuffledBatches(BatchSelection):
         """Without a sample rate: nothing is sampled at random as far as the guarantee goes."""
         return {name: value for name, value in super().describe().items() if name != "sample_rate"}
 
-    def _indices(self, step: int, key: RandomKey) -> np.ndarray:
+    def _indices(self, step: int, key: RandomKey, first: int, stop: int) -> np.ndarray:
         epoch, batch = divmod(step, self.batches_per_epoch)
         order = key.generator("shuffle", counter=epoch).permutation(self.num_examples)
-        return order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        return rows[(rows >= first) & (rows < stop)]
 
     def event(self, noise_multiplier: float) -> dp_accounting.DpEvent:
         epochs = -(-self.steps // self.batches_per_epoch)
         return dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(noise_multiplier), epochs)
+
+
+def _below(threshold: int, key: RandomKey, *, counter: int, count: int) -> np.ndarray:
+    """``(count,)`` bool: whether each of ``count`` independent uniform 64-bit numbers is below ``threshold`` < 2⁶⁴."""
+    high, low = divmod(threshold, 2**56)
+    purpose = "batch selection"
+    first_bytes = key.words(f"{purpose}, first bytes", counter=counter, count=-(-count // 8)).view(np.uint8)[:count]
+    below = first_bytes < high
+    undecided = np.flatnonzero(first_bytes == high)
+    rest = key.words(f"{purpose}, other bytes", counter=counter, count=len(undecided)) >> np.uint64(8)
+    below[undecided] = rest < np.uint64(low)
+    return below
 
 
 def make_selection(sampling: Sampling, *, num_examples: int, batch_size: int, steps: int) -> BatchSelection:

@@ -218,7 +218,8 @@ def release_channel_statistics(
 def _sampled(blocks: Iterable[Tensor], selection: PoissonSelection, key: RandomKey, rows: range) -> Iterator[Tensor]:
     """The rows that the selection takes, of blocks that hold ``rows``."""
     # A key of its own: the first batch of training must not be told by who is in this sample.
-    chosen = torch.from_numpy(selection.indices(0, key.bound_to("sample for channel statistics")))
+    own = key.bound_to("sample for channel statistics")
+    chosen = torch.from_numpy(selection.indices(0, own, first=rows.start, stop=rows.stop))
     first = rows.start
     for block in blocks:
         here = chosen[(chosen >= first) & (chosen < first + len(block))]

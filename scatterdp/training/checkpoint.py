@@ -20,7 +20,7 @@ import torch
 from scatterdp.errors import UserError
 from scatterdp.privacy.randomness import RandomKey
 
-SCHEMA = 5
+SCHEMA = 6
 _DIGEST_BYTES = 32
 
 

@@ -4,9 +4,9 @@
 
 Every process holds a contiguous part of the rows. A step is the step of one process, with its sum taken in parts:
 
-1. **batch** – every process draws the batch of the *whole* data set from the run's key and the step's number, and takes the rows that it
-   holds. Nothing is sent for it, and the batch does not depend on the number of processes K. Each row is in it with probability q,
-   independently of all others: the union of the parts is the Poisson sample that the ledger counts, not an approximation to one.
+1. **batch** – a function of the run's key and the step's number, which every process computes for the rows that it holds. Nothing is sent for it, and
+   the batch does not depend on the number of processes K. Each row is in it with probability q, independently of all others: the union
+   of the parts is the Poisson sample that the ledger counts, not an approximation to one.
 2. **sum** – each process clips and adds up its rows' gradients; the K sums are added up, in the order of the processes (:meth:`Processes.add_up`).
    The same job done again therefore gives the same bits, which a library's own order of addition does not promise.
 3. **noise** – is drawn once. Every process computes the same draw from the run's key and adds it to the same sum: standard deviation σ·C in all,
@@ -215,7 +215,7 @@ def describe(history: Sequence[tuple[int, int]], *, sampled: bool = True) -> dic
     facts = {
         "processes": [{"number": number, "from_step": step} for step, number in history],
         "rows": "each process holds a part of the rows, and each row is held by one process",
-        "batch": "the whole data set's, drawn by every process from the run's key; each takes of it the rows that it holds",
+        "batch": "the whole data set's, a function of the run's key and the step; each process draws for the rows that it holds",
         "noise": "one draw in all: every process computes the same numbers from the run's key and adds them to the sum over all processes",
     }
     if not sampled:

@@ -21,7 +21,7 @@ from scatterdp.privacy.certificate import TRAINING
 from scatterdp.privacy.ledger import LedgerEntry
 from scatterdp.privacy.noise import gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
-from scatterdp.training.distributed import ONE, Processes, bits_of, check_same
+from scatterdp.training.distributed import ONE, Processes, bits_of, check_same, part_of
 from scatterdp.training.ema import MovingAverage
 from scatterdp.training.plan import TrainingPlan
 from scatterdp.training.rows import Rows
@@ -113,12 +113,14 @@ def private_gradient(
     added to it once (:mod:`scatterdp.training.distributed`).
 
     Args:
-        rows: the private examples, or this process's part of them: of a batch they give those that they hold.
+        rows: the private examples; with several processes this one's part (:func:`scatterdp.training.distributed.part_of`), asked for by
+            the numbers of the whole.
         key: of the batch, and of the noise unless ``noise_key`` is given.
         processes: which hold all rows together.
     """
     sums = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
-    for piece in rows.pieces(plan.selection().indices(step, key), step=step):
+    first, stop = part_of(plan.num_examples, processes.rank, processes.size)
+    for piece in rows.pieces(plan.selection().indices(step, key, first=first, stop=stop), step=step):
         clipped = engine(
             model,
             loss,

@@ -26,7 +26,7 @@ from scatterdp.training.ahead import read_ahead
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, FeatureRows, Piece, load_rows, normalized, normalized_blocks
 
 _READ_AHEAD = 2  # pieces that are read while one is in work
-_FEW_BYTES = 256 << 10
+_FEW_BYTES = 1 << 20
 _EXPECTED_AHEAD = 8  # pieces beyond, that the system is told of
 
 
@@ -57,25 +57,28 @@ class StreamedRows:
         parts = [indices[start : start + size] for start in range(0, len(indices), size)]
         told = 0
 
-        def read(number: int) -> Piece:
+        def read(number: int) -> np.ndarray:
             nonlocal told
             while told < min(len(parts), number + 1 + _EXPECTED_AHEAD):
                 self.reader.expect(parts[told] + self.first)
                 told += 1
-            return self._piece(parts[number])
+            return self.reader.read(parts[number] + self.first)
 
-        return read_ahead(read, len(parts), ahead=_READ_AHEAD)
+        # The thread reads and does nothing else: tensor operations of two threads at a time, each with threads of its own, take turns badly.
+        buffer = torch.empty(0)
+        for part, block in zip(parts, read_ahead(read, len(parts), ahead=_READ_AHEAD), strict=True):
+            if not len(buffer):
+                buffer = torch.empty(len(part), int(np.prod(block.shape[1:])), device=self.y.device)
+            places = torch.from_numpy(part).to(self.y.device)
+            yield Piece(self._normalized(block, buffer[: len(part)]), self.y[places], self.squared_norms[places])
 
-    def _piece(self, rows: np.ndarray) -> Piece:
-        block = self.reader.read(rows + self.first)
-        x = torch.empty(len(block), int(np.prod(block.shape[1:])), device=self.y.device)
+    def _normalized(self, block: np.ndarray, x: Tensor) -> Tensor:
         # A few rows at a time stay in the processor's cache from one operation to the next.
         few = max(1, _FEW_BYTES // (4 * x.shape[1])) if x.device.type == "cpu" else len(block)
         for start in range(0, len(block), few):
             part = block[start : start + few]
             x[start : start + few] = normalized(part, self.normalizer, device=x.device, dtype=self.dtype)
-        places = torch.from_numpy(rows).to(self.y.device)
-        return Piece(x, self.y[places], self.squared_norms[places])
+        return x
 
 
 def open_rows(

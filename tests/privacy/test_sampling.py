@@ -1,3 +1,4 @@
+import itertools
 from fractions import Fraction
 
 import dp_accounting
@@ -22,16 +23,23 @@ KEY = RandomKey.from_seed(0)
 N, BATCH, STEPS = 300, 60, 3000
 
 
-class FixedWords(RandomKey):
-    """A key whose words are given."""
+class FixedNumbers(RandomKey):
+    """A key of which each row gets a given 64-bit number: its first byte, and the other seven where that is ``undecided``."""
 
-    def __init__(self, words: list[int]) -> None:
+    def __init__(self, numbers: list[int], undecided: int) -> None:
         super().__init__(bytes(32))
-        object.__setattr__(self, "given", np.array(words, dtype=np.uint64))
+        given = np.array(numbers, dtype=np.uint64)
+        object.__setattr__(self, "first", (given >> np.uint64(56)).astype(np.uint8))
+        object.__setattr__(self, "rest", given[vars(self)["first"] == undecided] << np.uint64(8))
 
     def words(self, purpose: str, *, counter: int, count: int) -> np.ndarray:
-        assert count == len(vars(self)["given"])
-        return vars(self)["given"]
+        if purpose.endswith("other bytes"):
+            assert count == len(vars(self)["rest"])
+            return vars(self)["rest"]
+        padded = np.zeros(8 * count, np.uint8)
+        padded[: len(vars(self)["first"])] = vars(self)["first"]
+        assert 0 <= len(padded) - len(vars(self)["first"]) < 8
+        return padded.view("<u8")
 
 
 def inclusions(selection: BatchSelection, steps: int) -> np.ndarray:
@@ -62,9 +70,9 @@ def sizes_p_value(taken: np.ndarray, q: float) -> float:
 def test_poisson_takes_each_example_with_probability_q(poisson):
     q = BATCH / N
     assert binomial_p_value(poisson, q) > 1e-4
-    # The total at this sample size tells q from a rate 1 % off.
-    assert binomial_p_value(poisson, 1.01 * q) < 1e-4
-    assert binomial_p_value(poisson, 0.99 * q) < 1e-4
+    # The total at this sample size tells q from a rate 2 % off.
+    assert binomial_p_value(poisson, 1.02 * q) < 1e-4
+    assert binomial_p_value(poisson, 0.98 * q) < 1e-4
     # Each example by itself: 300 p values are uniform; one example taken a fifth less often would show.
     p_values = np.array([binomial_p_value(column, q) for column in poisson.T])
     assert p_values.min() > 1e-4 / N * 10
@@ -153,18 +161,72 @@ def test_the_accounted_rate_is_the_samplers_threshold(n, data):
     assert abs(accounted - Fraction(batch, n)) <= accounted / 2**53
 
 
-def one_row_is_taken(selection: BatchSelection, word: int) -> bool:
-    class OneWord(RandomKey):
+def one_row_is_taken(selection: BatchSelection, number: int) -> bool:
+    class OneNumber(RandomKey):
         def words(self, purpose: str, *, counter: int, count: int) -> np.ndarray:
-            assert count == selection.num_examples
-            return np.array([word], dtype=np.uint64)
+            if purpose.endswith("other bytes"):
+                return np.full(count, (number << 8) % 2**64, dtype=np.uint64)
+            return np.full(8 * count, number >> 56, dtype=np.uint8).view("<u8")
 
-    return len(selection.indices(0, OneWord(bytes(32)))) == 1
+    return len(selection.indices(0, OneNumber(bytes(32)), first=0, stop=1)) == 1
 
 
-def test_words_at_the_threshold():
-    selection = PoissonSelection(num_examples=4, batch_size=1, steps=1)
-    assert selection.indices(0, FixedWords([0, 2**62 - 1, 2**62, 2**64 - 1])).tolist() == [0, 1]
+def test_numbers_at_the_threshold():
+    """A quarter is the first byte alone; a third is decided by the other seven where the first is 0x55."""
+    quarter = PoissonSelection(num_examples=4, batch_size=1, steps=1)
+    assert quarter.indices(0, FixedNumbers([0, 2**62 - 1, 2**62, 2**64 - 1], 0x40)).tolist() == [0, 1]
+    third = PoissonSelection(num_examples=6, batch_size=2, steps=1)
+    at = 2**64 // 3
+    numbers = [at, at - 1, 0x54 << 56 | 2**56 - 1, 0x55 << 56, 0x56 << 56, 0x55 << 56 | 2**56 - 1]
+    assert third.indices(0, FixedNumbers(numbers, 0x55)).tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("rows", [1, 7, 65_536, 65_537, 200_003])
+def test_parts_of_a_batch_are_drawn_alone(rows):
+    selection = PoissonSelection(num_examples=rows, batch_size=max(1, rows // 3), steps=3)
+    whole = selection.indices(1, KEY)
+    bounds = sorted({0, 1, rows // 3, min(rows, 65_535), min(rows, 65_536), rows})
+    parts = [selection.indices(1, KEY, first=a, stop=b) for a, b in itertools.pairwise(bounds)]
+    assert np.concatenate(parts).tolist() == whole.tolist()
+    assert len(selection.indices(1, KEY, first=rows, stop=rows)) == 0
+    for first, stop in ((-1, 1), (1, 0), (0, rows + 1)):
+        with pytest.raises(ValueError, match=r"^rows "):
+            selection.indices(0, KEY, first=first, stop=stop)
+
+
+def test_a_part_of_a_shuffled_or_full_batch():
+    for selection in (
+        ShuffledBatches(num_examples=10, batch_size=5, steps=2),
+        FullBatch(num_examples=10, batch_size=10, steps=2),
+    ):
+        whole, part = selection.indices(1, KEY), selection.indices(1, KEY, first=3, stop=7)
+        assert part.tolist() == [row for row in whole if 3 <= row < 7]
+
+
+def test_blocks_of_rows_and_steps_have_numbers_of_their_own():
+    """Two blocks' worth of rows: no block repeats another, of this step or the next, and every block has the rate."""
+    selection = PoissonSelection(num_examples=3 * 65_536, batch_size=3 * 16_384, steps=2)
+    blocks = [
+        taken
+        for step in range(2)
+        for taken in np.bincount(selection.indices(step, KEY), minlength=3 * 65_536).reshape(3, -1).astype(bool)
+    ]
+    for number, taken in enumerate(blocks):
+        assert binomial_p_value(taken, 0.25) > 1e-4
+        for other in blocks[:number]:
+            assert dependence_p_value(taken, other) > 1e-4
+    assert dependence_p_value(blocks[0], blocks[0]) < 1e-10
+
+
+@pytest.mark.parametrize("batch", [2, 100, 2_000])
+def test_small_rates_are_decided_by_the_other_bytes(batch):
+    """Rates of less than 1/256, where the first byte never says yes."""
+    n, steps = 100_000, 400
+    selection = PoissonSelection(num_examples=n, batch_size=batch, steps=steps)
+    sizes = np.array([len(selection.indices(step, KEY)) for step in range(steps)])
+    total, q = int(sizes.sum()), batch / n
+    assert stats.binomtest(total, n * steps, q).pvalue > 1e-4  # pyright: ignore[reportArgumentType]
+    assert 0.7 < sizes.var() / (batch * (1 - q)) < 1.4
 
 
 def test_poisson_event():

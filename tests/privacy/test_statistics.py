@@ -409,7 +409,7 @@ def sampled(features, bounds, *, sigma, key, expected, cuts=()):
 
 
 def test_statistics_of_a_sample_are_sums_over_it_by_its_expected_size():
-    features, key = dyadic_features(200), RandomKey.from_seed(1)
+    features, key = dyadic_features(200), RandomKey.from_seed(2)
     bounds = bounds_of([1.0, 1.0, 1.0], 1e6, 1e6)
     found, _ = sampled(features, bounds, sigma=0.0, key=key, expected=50, cuts=(3, 3, 64, 199))
     selection = statistics_selection(200, 50)
