@@ -14,16 +14,13 @@ import contextlib
 import os
 import time
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
 
-from scatterdp.cache import FeatureCache, extract_features
-from scatterdp.datasets import Dataset
-from scatterdp.datasets.joined import JoinedImages
+from scatterdp.benchmarking.made_up import made_up_features
+from scatterdp.cache import FeatureCache
 from scatterdp.engines import ENGINES
-from scatterdp.extractors import make_extractor
 from scatterdp.heads import Standardize
 from scatterdp.heads.head import linear
 from scatterdp.privacy.randomness import RandomKey
@@ -32,23 +29,6 @@ from scatterdp.training.plan import TrainingPlan
 from scatterdp.training.streaming import StreamedRows, matrix_bytes, stream_rows
 
 _PIECE = 8 << 20
-
-
-def made_up(folder: Path, rows: int) -> FeatureCache:
-    """Pixels of random images, float16: 6144 bytes a row."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (10_000, 32, 32, 3), dtype=np.uint8)
-    labels = rng.integers(0, 10, rows)
-    dataset = Dataset(
-        name="made-up",
-        x_train=cast(np.ndarray, JoinedImages([images] * -(-rows // len(images)), length=rows)),
-        y_train=labels,
-        x_test=images[:1000],
-        y_test=labels[:1000],
-        class_names=tuple("0123456789"),
-    )
-    extractor = make_extractor("pixels", dataset.image_shape)
-    return extract_features(dataset, extractor, features_dir=folder, dtype="float16", progress=True)
 
 
 def raw(path: Path) -> float:
@@ -94,7 +74,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no_forget", action="store_true")
     args = parser.parse_args()
-    with contextlib.closing(FeatureCache(args.cache) if args.cache else made_up(args.folder, args.rows)) as features:
+    with contextlib.closing(
+        FeatureCache(args.cache) if args.cache else made_up_features(args.folder, rows=args.rows, dimensions=3072)[0]
+    ) as features:
         channels, total = features.output_shape[0], features.num_rows("train")
         normalizer = Standardize(torch.full((channels,), 0.5), torch.full((channels,), 2.0))
         rows = stream_rows(features, "train", normalizer)

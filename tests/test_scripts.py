@@ -1,7 +1,9 @@
-"""The benchmark that the README quotes still runs: its own engine and steps follow the project's contracts."""
+"""The scripts that figures are quoted from still run: what they measure follows the project's contracts."""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,15 +11,42 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
+def run(script: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / script), *flags]
+    here = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=here)
+
+
 def test_the_linear_benchmark_runs_on_a_small_problem():
     flags = ["--num_examples=64", "--batch_size=16", "--dimensions=20", "--repeats=1", "--threads=1"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "bench_linear_step.py"), *flags],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run("bench_linear_step.py", *flags)
     assert done.returncode == 0, done.stderr
     for side in ("same step, no clip, no noise", "read the rows once", "Opacus ghost, with its loader"):
         assert side in done.stdout
+
+
+def test_the_scaling_study_on_few_rows(tmp_path):
+    """Every kind of point, by processes of their own; the made-up features are gone afterwards, what was there before is not."""
+    own = tmp_path / "features" / "made-up-by-someone.h5"
+    own.parent.mkdir()
+    own.write_bytes(b"theirs")
+    flags = ["--rows", "9000", "--dimensions", "16", "64", "--processes", "1", "2"]
+    where = [f"--folder={own.parent}", f"--out={tmp_path / 'out'}"]
+    done = run("scaling_study.py", *flags, *where)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "scaling.json").read_text())
+    shapes = {(row["dimensions"], row["streamed"], row["processes"]) for row in found}
+    assert shapes == {(16, True, 1), (16, False, 1), (64, True, 1), (64, False, 1), (16, True, 2)}
+    for row in found:
+        assert row["seconds_step"] > row["seconds_draw"] > 0
+        assert row["peak_memory"] > 1e8
+    assert len({row["epsilon"] for row in found}) == 1  # of rows, batches and steps alone
+    table = (tmp_path / "out" / "scaling.md").read_text()
+    assert "| 9,000 | 64 |" in table
+    assert "| 1,000,000,000 | 8.2e-06 |" in table
+    assert (tmp_path / "out" / "scaling.png").stat().st_size > 10_000
+    assert own.read_bytes() == b"theirs"
+    assert [path for path in own.parent.glob("made-up-*") if path != own] == []
+    again = run("scaling_study.py", *flags, *where)
+    assert again.returncode == 2
+    assert "is there already and is left alone" in again.stderr

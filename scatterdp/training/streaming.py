@@ -59,7 +59,8 @@ class StreamedRows:
 
         def read(number: int) -> np.ndarray:
             nonlocal told
-            while told < min(len(parts), number + 1 + _EXPECTED_AHEAD):
+            # The first piece waits for few requests; then they run ahead.
+            while told < min(len(parts), 2 * number + 2, number + 1 + _EXPECTED_AHEAD):
                 self.reader.expect(parts[told] + self.first)
                 told += 1
             return self.reader.read(parts[number] + self.first)

@@ -1,0 +1,188 @@
+"""Time and memory of private training against the number of rows, of dimensions and of processes: a chart, a table, and ε as N grows.
+
+    python scripts/scaling_study.py --folder=DIR --out=scaling              # a quarter of an hour, 5 GB of disk at a time
+    python scripts/scaling_study.py --folder=DIR --out=scaling --rows 50000 100000 --dimensions 512 --processes 1 2      # minutes
+
+Features are made up (float16). Every point is a process of its own, or several: DP-SGD on a linear head, Poisson batches of
+8192, the rows on the disk and forgotten by the system before every epoch; and, where they fit, in memory. Medians of three epochs after one that
+warms up. Features are made in DIR and removed after their points, unless they were there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from scatterdp.benchmarking.made_up import made_up_features
+from scatterdp.benchmarking.scaling import Point, measure_point
+from scatterdp.privacy.accounting import epsilon_of
+from scatterdp.privacy.calibration import calibrate_noise_multiplier
+from scatterdp.privacy.sampling import PoissonSelection
+from scatterdp.ranks import leave
+from scatterdp.sizes import available_memory
+
+_BYTES = 2  # of a number
+_LIKE = {"on the disk": ("#0b5fa5", "o"), "in memory": ("#b8470b", "s")}
+
+
+def points(args: argparse.Namespace) -> list[Point]:
+    """All that is measured, each once."""
+    rows, dimensions = max(args.rows), min(args.dimensions)
+    of_rows = [Point(rows=n, dimensions=dimensions, streamed=s) for n in args.rows for s in (True, False)]
+    of_dimensions = [
+        Point(rows=min(args.rows), dimensions=d, streamed=s) for d in args.dimensions for s in (True, False)
+    ]
+    of_processes = [Point(rows=rows, dimensions=dimensions, processes=k) for k in args.processes]
+    return list(dict.fromkeys([*of_dimensions, *of_rows, *of_processes]))
+
+
+def measure(point: Point, cache: Path) -> dict[str, Any]:
+    """A point, by processes of its own."""
+    content = json.dumps({"point": dataclasses.asdict(point), "cache": str(cache)})
+    threads = max(1, torch.get_num_threads() // point.processes)
+    command = [__file__, "--point", content, "--threads", str(threads)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={point.processes}"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(
+        [sys.executable, *(launcher if point.processes > 1 else []), *command],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"{point}: exit code {done.returncode}\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def one_point(content: str, threads: int) -> None:
+    """What :func:`measure` starts."""
+    asked = json.loads(content)
+    found = measure_point(Point(**asked["point"]), Path(asked["cache"]), threads=threads)
+    if found is not None:
+        print(json.dumps(found), flush=True)
+    leave()
+
+
+def table(measured: list[tuple[Point, dict[str, Any]]]) -> str:
+    lines = [
+        "| N | D | size (GB) | rows | processes | before the first step (s) | step (ms) | of it, drawing the batch (ms) | batch (MB) | peak memory (GB) |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for point, found in measured:
+        size, batch = (n * point.dimensions * _BYTES for n in (point.rows, point.batch_size))
+        lines.append(
+            f"| {point.rows:,} | {point.dimensions:,} | {size / 1e9:.2f} | {'on the disk' if point.streamed else 'in memory'} | "
+            f"{point.processes} | {found['seconds_prepare']:.1f} | {1e3 * found['seconds_step']:.0f} | {1e3 * found['seconds_draw']:.1f} | "
+            f"{batch / 1e6:.0f} | {found['peak_memory'] / 1e9:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def epsilon_table(*, batch_size: int = 8192, steps: int = 2000) -> str:
+    """What N is worth: ε of one training, and the noise that ε = 1 takes, at δ = 1 / (10 N); PLD."""
+    lines = [
+        f"| N | q | δ | ε of {steps} steps at σ = 2 | σ for ε = 1 |",
+        "|---|---|---|---|---|",
+    ]
+    for n in (50_000, 500_000, 5_000_000, 50_000_000, 1_000_000_000):
+        delta = 0.1 / n
+        selection = PoissonSelection(num_examples=n, batch_size=batch_size, steps=steps)
+        epsilon = epsilon_of(selection.event(2.0), delta=delta)
+        sigma = calibrate_noise_multiplier(selection.event, target_epsilon=1.0, target_delta=delta)
+        lines.append(f"| {n:,} | {selection.sample_rate:.2g} | {delta:.0e} | {epsilon:.3g} | {sigma:.3g} |")
+    return "\n".join(lines) + "\n"
+
+
+def chart(measured: list[tuple[Point, dict[str, Any]]], paths: list[Path]) -> None:
+    """Above, time of a step; below, peak memory; against N, D and the number of processes."""
+    figure = Figure(figsize=(11, 6.2), layout="constrained")
+    axes = figure.subplots(2, 3)
+    alone = [(point, found) for point, found in measured if point.processes == 1]
+    least = min(point.dimensions for point, _ in alone)
+    fewest = min(point.rows for point, _ in alone)
+    shared = {(p.rows, p.dimensions) for p, _ in measured if p.processes > 1}
+    columns = (
+        ("rows", f"rows N (D = {least})", [(p, f) for p, f in alone if p.dimensions == least]),
+        ("dimensions", f"dimensions D (N = {fewest:,})", [(p, f) for p, f in alone if p.rows == fewest]),
+        ("processes", "processes", [(p, f) for p, f in measured if (p.rows, p.dimensions) in shared and p.streamed]),
+    )
+    for column, (field, label, chosen) in enumerate(columns):
+        for row, (key, unit, what) in enumerate(
+            (("seconds_step", 1e3, "milliseconds a step"), ("peak_memory", 1e-9, "peak memory of a process (GB)"))
+        ):
+            draw(axes[row, column], chosen, field=field, key=key, unit=unit)
+            axes[row, column].set_xlabel(label)
+            if column == 0:
+                axes[row, column].set_ylabel(what)
+    axes[0, 0].legend(frameon=False)
+    figure.suptitle("Private training of a linear head, batches of 8192, float16 features")
+    for path in paths:
+        figure.savefig(path, dpi=150)
+
+
+def draw(axes: Axes, measured: list[tuple[Point, dict[str, Any]]], *, field: str, key: str, unit: float) -> None:
+    for name, (colour, marker) in _LIKE.items():
+        found = sorted(
+            (getattr(p, field), unit * values[key]) for p, values in measured if p.streamed == (name == "on the disk")
+        )
+        if found:
+            axes.plot(*zip(*found, strict=True), color=colour, marker=marker, label=name)
+    ticks = sorted({getattr(p, field) for p, _ in measured})
+    if field == "processes":
+        axes.set_xticks(ticks)
+    else:
+        axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--rows", type=int, nargs="+", default=[50_000, 150_000, 500_000, 1_500_000, 5_000_000])
+    parser.add_argument("--dimensions", type=int, nargs="+", default=[512, 2048, 8192, 32_768])
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--point", help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.point:
+        return one_point(args.point, args.threads)
+    if args.folder is None or args.out is None:
+        parser.error("--folder and --out are needed")
+    if args.out.exists():
+        parser.error(f"--out={args.out}: is there already and is left alone; name a new folder")
+    measured: list[tuple[Point, dict[str, Any]]] = []
+    todo = points(args)
+    for shape in dict.fromkeys((point.rows, point.dimensions) for point in todo):
+        before = set(args.folder.glob("*")) if args.folder.exists() else set()
+        features, _ = made_up_features(args.folder, rows=shape[0], dimensions=shape[1])
+        features.close()
+        try:
+            for point in (point for point in todo if (point.rows, point.dimensions) == shape):
+                free = available_memory()
+                if not point.streamed and free is not None and shape[0] * shape[1] * _BYTES > free // 2:
+                    continue
+                measured.append((point, measure(point, features.path)))
+                print(table(measured[-1:]).splitlines()[-1], flush=True)
+        finally:
+            for path in set(args.folder.glob("made-up-*")) - before:
+                path.unlink()
+    args.out.mkdir(parents=True)
+    content = [dataclasses.asdict(point) | found for point, found in measured]
+    (args.out / "scaling.json").write_text(json.dumps(content, indent=2) + "\n")
+    (args.out / "scaling.md").write_text(table(measured) + "\n" + epsilon_table())
+    chart(measured, [args.out / f"scaling.{suffix}" for suffix in ("png", "svg")])
+    print(f"{args.out}: scaling.json, scaling.md, scaling.png, scaling.svg")
+
+
+if __name__ == "__main__":
+    main()
