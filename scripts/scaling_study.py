@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from scatterdp.benchmarking.made_up import made_up_features
 from scatterdp.benchmarking.scaling import Point, measure_point
@@ -42,7 +43,9 @@ def points(args: argparse.Namespace) -> list[Point]:
     of_dimensions = [
         Point(rows=min(args.rows), dimensions=d, streamed=s) for d in args.dimensions for s in (True, False)
     ]
-    of_processes = [Point(rows=rows, dimensions=dimensions, processes=k) for k in args.processes]
+    of_processes = [
+        Point(rows=rows, dimensions=dimensions, processes=k, streamed=s) for k in args.processes for s in (True, False)
+    ]
     return list(dict.fromkeys([*of_dimensions, *of_rows, *of_processes]))
 
 
@@ -112,7 +115,7 @@ def chart(measured: list[tuple[Point, dict[str, Any]]], paths: list[Path]) -> No
     columns = (
         ("rows", f"rows N (D = {least})", [(p, f) for p, f in alone if p.dimensions == least]),
         ("dimensions", f"dimensions D (N = {fewest:,})", [(p, f) for p, f in alone if p.rows == fewest]),
-        ("processes", "processes", [(p, f) for p, f in measured if (p.rows, p.dimensions) in shared and p.streamed]),
+        ("processes", "processes", [(p, f) for p, f in measured if (p.rows, p.dimensions) in shared]),
     )
     for column, (field, label, chosen) in enumerate(columns):
         for row, (key, unit, what) in enumerate(
@@ -138,9 +141,12 @@ def draw(axes: Axes, measured: list[tuple[Point, dict[str, Any]]], *, field: str
     ticks = sorted({getattr(p, field) for p, _ in measured})
     if field == "processes":
         axes.set_xticks(ticks)
+        axes.set_ylim(0, 1.1 * max(unit * values[key] for _, values in measured))
     else:
-        axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
+        axes.loglog()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
 
 

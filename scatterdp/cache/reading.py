@@ -227,7 +227,8 @@ class FeatureCache:
 
     def _check_digests(self, split: Split, first: int, rows: np.ndarray) -> None:
         chunk = self.rows_per_chunk(split)
-        digests = self._read(split, "chunk_xxh3_128", slice(first // chunk, None))
+        begin = first // chunk
+        digests = self._read(split, "chunk_xxh3_128", slice(begin, begin + math.ceil(len(rows) / chunk)))
         for number, start in enumerate(range(0, len(rows), chunk)):
             piece = rows[start : start + chunk]
             if chunk_digest(piece) != digests[number].tobytes():
