@@ -16,7 +16,7 @@ from scatterdp.cache import FeatureCache
 from scatterdp.extractors import make_extractor
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.sizes import report_field
-from scatterdp.training.distributed import processes_of_environment
+from scatterdp.training.distributed import part_of, processes_of_environment
 from scatterdp.training.fit import fit
 from scatterdp.training.plan import TrainingPlan
 
@@ -109,6 +109,6 @@ def _seconds_draw(plan: TrainingPlan, processes: int) -> float:
     selection, key, seconds = plan.selection(), RandomKey.from_seed(1), []
     for step in range(3):
         begin = time.perf_counter()
-        selection.indices(step, key, stop=plan.num_examples // processes)
+        selection.indices(step, key, stop=part_of(plan.num_examples, 0, processes)[1])
         seconds.append(time.perf_counter() - begin)
     return median(seconds)

@@ -75,7 +75,7 @@ def estimator_certificate(
         or {"extractor": "given", "shape": [int(n) for n in X.shape[1:]], "dtype": str(getattr(X, "dtype", ""))},
         not_private=list(not_private),
         model=model,
-        computation=None if processes == 1 else describe([(0, processes)], sampled=sampler["kind"] != "none"),
+        computation=None if processes == 1 else describe([(0, processes)], sampler=sampler["kind"]),
         more_limits=[*more_limits, REFITS, *(LIMITS if processes > 1 else ())],
     )
 

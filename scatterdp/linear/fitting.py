@@ -19,6 +19,7 @@ from scatterdp.linear.sphere import UnitSphere, release_centre
 from scatterdp.privacy.calibration import calibrate_noise_multiplier, check_target
 from scatterdp.privacy.ledger import Ledger, LedgerEntry
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.privacy.sampling import DRAWS
 from scatterdp.training.distributed import ONE, Processes, check_same, part_of
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, FeatureRows
 
@@ -157,7 +158,7 @@ def fit_linear(
     rows, digest = unit_rows(x, y, first, stop)
     if processes.size > 1:  # the key is bound to their number too: they add in another order
         digest = repr(processes.gather(digest))
-    key = key.bound_to(repr((digest, plan.method, budget, centre)))
+    key = key.bound_to(repr((digest, plan.method, budget, centre, DRAWS)))
     entries: list[LedgerEntry] = []
     mean = None
     if plan.centre_noise_multiplier is not None:

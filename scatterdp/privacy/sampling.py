@@ -34,6 +34,9 @@ from scatterdp.privacy.randomness import RandomKey
 
 Sampling = Literal["poisson", "shuffle"]
 
+#: How a key becomes batches. Raised with every change of that, it goes into what keys are bound to: other batches under the old noise would give it away.
+DRAWS = 2
+
 _BLOCK = 1 << 16  # rows whose numbers are drawn together
 
 
@@ -110,8 +113,8 @@ class BatchSelection(ABC):
 class PoissonSelection(BatchSelection):
     """Each example independently with probability ``sample_rate``: when its own uniform 64-bit number is below ⌊q·2⁶⁴⌋.
 
-    That is within 2⁻⁶⁴ of q, and never above it. Numbers are drawn by blocks of rows, so that whoever holds a part of the rows draws for no others,
-    and compared byte by byte: the first, which costs one byte a row, decides but in one case of 256.
+    That is within 2⁻⁶⁴ of batch_size / N, and never above it. Numbers are drawn by blocks of 65 536 rows, so that whoever holds a part of the rows draws no
+    other blocks, and compared byte by byte: the first, which costs one byte a row, decides but in one case of 256.
     """
 
     kind = "poisson"

@@ -187,7 +187,7 @@ def bits_of(tensors: Iterable[Tensor]) -> bytes:
 
 @dataclass(frozen=True)
 class RowsOfProcess:
-    """The rows that one process holds, asked for by the whole data set's numbers: of a batch, those that it holds.
+    """The rows that one process holds, asked for by the whole data set's numbers.
 
     Args:
         rows: row ``begin`` of the data set is their row 0.
@@ -201,23 +201,32 @@ class RowsOfProcess:
     begin: int = 0
 
     def pieces(self, indices: np.ndarray, *, step: int) -> Iterator[Piece]:
-        mine = indices[(indices >= self.first) & (indices < self.stop)]
-        return self.rows.pieces(mine - self.begin, step=step)
+        """Pieces of rows that this process holds.
+
+        Raises:
+            ValueError: a row of another process, which would be lost.
+        """
+        if len(indices) and not self.first <= indices.min() <= indices.max() < self.stop:
+            raise ValueError(f"rows {indices.min()} to {indices.max()}: this process holds {self.first} to {self.stop}")
+        return self.rows.pieces(indices - self.begin, step=step)
 
 
-def describe(history: Sequence[tuple[int, int]], *, sampled: bool = True) -> dict[str, Any]:
+_BATCHES = {
+    "poisson": "the whole data set's, a function of the run's key and the step; each process draws the blocks of rows in which its own lie",
+    "shuffle": "the whole data set's, a function of the run's key and the step: every process permutes all rows and takes those that it holds",
+}
+
+
+def describe(history: Sequence[tuple[int, int]], *, sampler: str) -> dict[str, Any]:
     """What the certificate says of the processes.
 
     Args:
         history: ``(step, K)``: K processes from that step on.
-        sampled: whether batches are drawn.
+        sampler: its kind; one that draws nothing has no batch to tell of.
     """
-    facts = {
+    return {
         "processes": [{"number": number, "from_step": step} for step, number in history],
         "rows": "each process holds a part of the rows, and each row is held by one process",
-        "batch": "the whole data set's, a function of the run's key and the step; each process draws for the rows that it holds",
+        **({"batch": _BATCHES[sampler]} if sampler in _BATCHES else {}),
         "noise": "one draw in all: every process computes the same numbers from the run's key and adds them to the sum over all processes",
     }
-    if not sampled:
-        del facts["batch"]
-    return facts

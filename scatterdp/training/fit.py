@@ -20,6 +20,7 @@ from scatterdp.extractors.base import Extractor
 from scatterdp.heads import Head, Precondition, make_classifier
 from scatterdp.privacy.ledger import Ledger, LedgerEntry, finite_or_none
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.privacy.sampling import DRAWS
 from scatterdp.training.checkpoint import Checkpoint
 from scatterdp.training.distributed import (
     Processes,
@@ -462,7 +463,7 @@ def context(
         if validation is None and not isinstance(features, TrainingSubset)
         else (_rows_of(features), _rows_of(validation))
     )
-    return repr((data, plan, augmented, physical_batch_size, str(device), versions, *given, *rows))
+    return repr((data, plan, augmented, physical_batch_size, str(device), versions, DRAWS, *given, *rows))
 
 
 def _rows_of(features: Features | None) -> tuple[str, ...]:

@@ -91,12 +91,13 @@ def certify(
             "HMAC-SHA-256 of nonce, space and the data set's fingerprint under commitment.key of the features folder"
         )
     shared = any(number > 1 for _, number in history)
+    sampler = sampler or plan.selection().describe()
     return make_certificate(
         ledger,
         delta=plan.delta,
         accountant=plan.accountant,
         adjacency=plan.selection().adjacency,
-        sampler=sampler or plan.selection().describe(),
+        sampler=sampler,
         key=key,
         data=data,
         features={
@@ -116,6 +117,6 @@ def certify(
             *not_private,
         ],
         assumptions=assumptions,
-        computation=describe(history) if shared else None,
+        computation=describe(history, sampler=sampler["kind"]) if shared else None,
         more_limits=[*(LIMITS if shared else ()), *(() if num_validation is None else LIMITS_OF_HOLDING_OUT)],
     )

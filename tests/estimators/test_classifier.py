@@ -94,8 +94,11 @@ class TestFit:
                 classifier.fit(X, y)
 
     def test_a_smaller_budget_is_told_from_a_larger(self, blobs):
-        scores = [DPClassifier(epsilon=e, delta=1e-4, random_state=0).fit(*blobs).score(*blobs) for e in (0.01, 3.0)]
-        assert scores[0] < 0.8 < scores[1]
+        less, more = (
+            np.mean([DPClassifier(epsilon=e, delta=1e-4, random_state=s).fit(*blobs).score(*blobs) for s in range(7)])
+            for e in (0.01, 3.0)
+        )
+        assert less < 0.8 < more
 
     def test_the_same_seed_gives_the_same_weights(self, blobs, fitted):
         again = fresh(fitted).fit(*blobs)

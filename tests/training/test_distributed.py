@@ -64,8 +64,12 @@ def test_the_parts_of_a_batch_are_the_batch(indices, size):
     for rank in range(size):
         first, stop = part_of(1500, rank, size)
         held = FeatureRows(x[first:stop], torch.arange(first, stop), x[first:stop, 0].square(), 7)
-        mine = RowsOfProcess(held, first, stop, begin=first)
-        found += [int(y) for piece in mine.pieces(np.array(indices, dtype=np.int64), step=0) for y in piece.y]
+        mine, batch = RowsOfProcess(held, first, stop, begin=first), np.array(indices, dtype=np.int64)
+        asked = batch[(batch >= first) & (batch < stop)]
+        found += [int(y) for piece in mine.pieces(asked, step=0) for y in piece.y]
+        if len(asked) < len(batch):
+            with pytest.raises(ValueError, match=f"this process holds {first} to {stop}"):
+                mine.pieces(batch, step=0)
     assert sorted(found) == sorted(indices)
 
 
@@ -101,11 +105,12 @@ def test_a_caller_who_named_no_processes(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_what_the_certificate_says():
-    told = describe([(0, 2), (40, 1)])
+    told = describe([(0, 2), (40, 1)], sampler="poisson")
     assert told["processes"] == [{"number": 2, "from_step": 0}, {"number": 1, "from_step": 40}]
     assert "one draw in all" in told["noise"]
-    assert "batch" in told
-    assert "batch" not in describe([(0, 2)], sampled=False)
+    assert "draws the blocks of rows in which its own lie" in told["batch"]
+    assert "permutes all rows" in describe([(0, 2)], sampler="shuffle")["batch"]
+    assert all("batch" not in describe([(0, 2)], sampler=kind) for kind in ("full", "none"))
 
 
 class TestAnotherNumberOfProcesses:
@@ -281,7 +286,7 @@ class TestWholeFits:
         for name in ("epsilon", "epsilon_by_accountant", "ledger", "sampler", "adjacency", "statement", "noise_source"):
             assert found[name] == expected[name]
         assert "computation" not in expected
-        assert found["computation"] == describe([(0, K)])
+        assert found["computation"] == describe([(0, K)], sampler="poisson")
         assert [limit for limit in found["limits"] if limit not in expected["limits"]] == [
             "The run was computed by several processes that trust each other: its random key and exact partial sums passed between them "
             "unencrypted. Nothing is promised against someone who controls one of them or reads their network."
