@@ -1,6 +1,6 @@
 """Seconds of an epoch of DP-SGD, and of SGD, by framework: scatterdp, Opacus and jax-privacy, the same networks, data and settings.
 
-The comparison of Kurakin et al. 2022 (arXiv 2201.12328, section 3) for today's frameworks, on a processor. jax-privacy runs in an environment of its
+The comparison of Kurakin et al. 2022 (arXiv 2201.12328) for today's frameworks, on a processor. jax-privacy runs in an environment of its
 own; without --jax_python its rows are left out:
 
     python3.11 -m venv jax_env && jax_env/bin/pip install jax==0.10.2 jax-privacy==2.0.0
@@ -9,8 +9,9 @@ own; without --jax_python its rows are left out:
     python scripts/compare_frameworks.py --networks mnist --batch_sizes 256 --examples 1024 --rounds=1 --out=trial
 
 Before anything is timed, one step of every framework, without noise, from the same weights and on the same batch, is compared with per-example autograd:
-exit code 1 when one differs by more than 1e-4. Every framework computes in the way that is fastest for it on trial. Times are medians of turns: in every round each framework trains its part of an epoch, so that whatever
-slows the machine down slows all alike; a first round, in which jax compiles, is not counted.
+exit code 1 when one differs by more than 1e-4. Every framework computes in the way that is fastest for it on trial. Times are medians of turns: in every
+round each framework trains its part of an epoch, so that whatever slows the machine down slows all alike; a first round, in which jax compiles, is not
+counted.
 """
 
 from __future__ import annotations
@@ -21,46 +22,38 @@ import logging
 import math
 import os
 import platform
-import statistics
 import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import tyro
-from torch import Tensor, nn
 
-from scatterdp import load_dataset
-from scatterdp.benchmarking.epochs import TRAININGS, Reference, Settings, TorchTraining
-from scatterdp.benchmarking.measuring import take_turns
+from scatterdp.benchmarking.epochs import TRAININGS, Settings
+from scatterdp.benchmarking.frameworks import (
+    FRAMEWORKS,
+    TOLERANCE,
+    TRAINED_NETWORKS,
+    JaxSide,
+    Row,
+    Trial,
+    check,
+    fastest,
+    images,
+    measure,
+)
 from scatterdp.benchmarking.peer import Peer
-from scatterdp.errors import ConfigError, UserError
+from scatterdp.errors import ConfigError
 from scatterdp.exits import exit_code
 from scatterdp.heads import make_classifier
+from scatterdp.report.framework_epochs import epoch_table, trial_table
 from scatterdp.writing import json_text, new_folder, write_whole
 
-#: Name → shape of its images, number of training images. The networks are the published end-to-end ones (head ``cnn``).
-NETWORKS: dict[str, tuple[tuple[int, int, int], int]] = {
-    "mnist": ((1, 28, 28), 60_000),
-    "cifar10": ((3, 32, 32), 50_000),
-}
-#: Name → the framework that trains the same network without privacy, or None where it is that itself.
-FRAMEWORKS: dict[str, str | None] = {
-    "torch": None,
-    "scatterdp": "torch",
-    "opacus_hooks": "torch",
-    "opacus_ghost": "torch",
-    "jax": None,
-    "jax_privacy": "jax",
-}
-TOLERANCE = 1e-4
 REMEDY = "make an environment with `python3.11 -m venv jax_env && jax_env/bin/pip install jax==0.10.2 jax-privacy==2.0.0` and give --jax_python=jax_env/bin/python"
 
 
@@ -68,7 +61,7 @@ REMEDY = "make an environment with `python3.11 -m venv jax_env && jax_env/bin/pi
 class CompareConfig:
     """Seconds of an epoch by framework, private and not."""
 
-    networks: tuple[str, ...] = tuple(NETWORKS)
+    networks: tuple[str, ...] = tuple(TRAINED_NETWORKS)
     """Which networks: mnist (28×28×1), cifar10 (32×32×3)."""
     frameworks: tuple[str, ...] = tuple(FRAMEWORKS)
     """Which frameworks: torch and jax (not private), scatterdp, opacus_hooks, opacus_ghost, jax_privacy."""
@@ -100,7 +93,7 @@ class CompareConfig:
     """A new or empty folder for frameworks.json and frameworks.md."""
 
     def __post_init__(self) -> None:
-        for name, known in (("networks", NETWORKS), ("frameworks", FRAMEWORKS)):
+        for name, known in (("networks", TRAINED_NETWORKS), ("frameworks", FRAMEWORKS)):
             values = getattr(self, name)
             unknown = [value for value in values if value not in known]
             if unknown or not values:
@@ -137,273 +130,26 @@ class CompareConfig:
 
     def size_of(self, network: str) -> int:
         """Number of training images."""
-        return self.num_examples or NETWORKS[network][1]
+        return self.num_examples or TRAINED_NETWORKS[network][1]
 
-    def steps(self, network: str, batch_size: int) -> tuple[int, int]:
-        """Steps of a turn, and of an epoch."""
+    def steps(self, network: str, batch_size: int) -> int:
+        """Steps of a turn."""
         epoch = self.size_of(network) // batch_size
         if not self.examples:
-            return epoch, epoch
+            return epoch
         part = self.examples[0] if len(self.examples) == 1 else self.examples[self.networks.index(network)]
-        return min(epoch, max(1, part // batch_size)), epoch
+        return min(epoch, max(1, part // batch_size))
 
-    def settings(self, batch_size: int, physical_batch_size: int) -> Settings:
+    def settings(self, batch_size: int) -> Settings:
         """Of DP-SGD."""
         return Settings(
             batch_size=batch_size,
-            physical_batch_size=physical_batch_size,
+            physical_batch_size=max(self.physical_batch_sizes),
             noise_multiplier=self.noise_multiplier,
             max_grad_norm=self.max_grad_norm,
             lr=self.lr,
             momentum=self.momentum,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One row of the table.
-
-    Args:
-        network, batch_size, framework: what was trained.
-        way: how it computed, chosen by trial.
-        seconds: of an epoch, one a turn, scaled from ``steps`` of ``steps_per_epoch``.
-        compile_seconds: before the first step; None where nothing is compiled.
-    """
-
-    network: str
-    batch_size: int
-    framework: str
-    way: str
-    steps: int
-    steps_per_epoch: int
-    seconds: tuple[float, ...]
-    compile_seconds: float | None
-
-    @property
-    def median_seconds(self) -> float:
-        """Of an epoch."""
-        return statistics.median(self.seconds)
-
-
-class JaxSide:
-    """The frameworks that run in the other environment, for one network."""
-
-    def __init__(self, peer: Peer, network: str, model: nn.Module, folder: Path) -> None:
-        self.peer, self.network, self.folder = peer, network, folder
-        self.parameters = sum(p.numel() for p in model.parameters())
-        self.initial = folder / "initial.npz"
-        np.savez(self.initial, *[p.detach().numpy() for p in model.parameters()])
-
-    def give(self, x: Tensor, y: Tensor) -> None:
-        """Let these be the training data; what was prepared is forgotten."""
-        files = [self.folder / "x.npy", self.folder / "y.npy"]
-        for file, rows in zip(files, (x, y), strict=True):
-            np.save(file, rows.numpy())
-        self.peer.ask("data", network=self.network, x=str(files[0]), y=str(files[1]))
-
-    def tries(self, name: str, microbatches: Sequence[int], max_grad_norm: float) -> list[dict[str, Any]]:
-        """Seconds an example of each way to compute."""
-        asked = {"microbatches": microbatches, "max_grad_norm": max_grad_norm, "weights": str(self.initial)}
-        return self.peer.ask("try", private=FRAMEWORKS[name] is not None, **asked)["trials"]
-
-    def prepare(self, name: str, settings: Settings, way: dict[str, Any]) -> None:
-        """Make a contender ready to train."""
-        asked = asdict(settings) | way | {"private": FRAMEWORKS[name] is not None}
-        answer = self.peer.ask("prepare", name=name, weights=str(self.initial), settings=asked)
-        if answer["parameters"] != self.parameters:
-            raise UserError(f"{name}: has {answer['parameters']} parameters, expected {self.parameters}")
-
-    def train(self, name: str, steps: int) -> float:
-        """Take steps; returns the seconds of compilation among them."""
-        return self.peer.ask("train", name=name, steps=steps)["compile_seconds"]
-
-    def weights(self, name: str) -> list[np.ndarray]:
-        """In the model's order."""
-        file = self.folder / "weights.npz"
-        self.peer.ask("weights", name=name, file=str(file))
-        with np.load(file) as stored:
-            return [stored[f"arr_{number}"] for number in range(len(stored.files))]
-
-
-def images(config: CompareConfig, network: str) -> tuple[Tensor, Tensor]:
-    """Rows ``(N, C·H·W)`` in [0, 1] and labels ``(N,)``: the data set's, or made-up ones."""
-    shape, _ = NETWORKS[network]
-    if config.data_dir is None:
-        generator = np.random.default_rng(0)
-        count = config.size_of(network)
-        x = generator.random((count, math.prod(shape)), dtype=np.float32)
-        return torch.from_numpy(x), torch.from_numpy(generator.integers(10, size=count))
-    pixels, y = load_dataset(network, data_dir=config.data_dir).split("train")
-    rows = torch.from_numpy(pixels[:]).reshape(len(pixels), *shape[1:], shape[0]).permute(0, 3, 1, 2)
-    return rows.flatten(1).float().div_(255), torch.from_numpy(y)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """What one step told before anything was timed.
-
-    Args:
-        framework: name.
-        convolution: how jax writes it, else None.
-        physical_batch_size: rows at once; jax-privacy's ``microbatch_size``.
-        seconds: an example.
-        difference: largest relative difference of a step from autograd's gradient sum; None where it was not chosen.
-    """
-
-    framework: str
-    convolution: str | None
-    physical_batch_size: int
-    seconds: float
-    difference: float | None
-
-    @property
-    def agrees(self) -> bool:
-        """Unless it was compared and differs."""
-        return self.difference is None or self.difference <= TOLERANCE
-
-    @property
-    def way(self) -> str:
-        """In words."""
-        written = "" if self.convolution is None else f"{self.convolution}, "
-        return f"{written}{self.physical_batch_size} rows at once"
-
-
-def check(
-    config: CompareConfig, model: nn.Module, x: Tensor, y: Tensor, frameworks: Sequence[str], jax: JaxSide | None
-) -> Iterator[Trial]:
-    """Try every framework's ways, and compare a step of the code that is timed with autograd's gradient sum.
-
-    Of jax's ways only the fastest is compared: the others are of no consequence.
-    """
-    largest = max(config.physical_batch_sizes)
-    count = min(len(x), largest * 3 // 2)  # more than one piece, the last one shorter
-    reference = Reference.of(model, x[:count], y[:count])
-    for name in (name for name in frameworks if name in TRAININGS):
-        for size in config.physical_batch_sizes:
-            training = TorchTraining(name, model, reference.x, reference.y, reference.settings(size))
-            training.train(1)
-            difference = reference.difference(training.weights(), private=FRAMEWORKS[name] is not None)
-            begin = time.perf_counter()
-            training.train(1)
-            seconds = (time.perf_counter() - begin) / count
-            trial = {"framework": name, "convolution": None, "physical_batch_size": size}
-            yield Trial(**trial, seconds=seconds, difference=difference)
-    if jax is None:
-        return
-    jax.give(reference.x, reference.y)
-    for name in (name for name in frameworks if name not in TRAININGS):
-        private = FRAMEWORKS[name] is not None
-        sizes = sorted({size for size in (*config.physical_batch_sizes, *([1] * private)) if size <= count}) or [1]
-        tried = jax.tries(name, sizes, config.max_grad_norm)
-        best = min(tried, key=lambda trial: trial["seconds"])
-        for trial in tried:
-            difference = None
-            if trial is best:
-                jax.prepare(name, reference.settings(largest), best)
-                jax.train(name, 1)
-                difference = reference.difference(jax.weights(name), private=private)
-            yield Trial(
-                framework=name,
-                convolution=trial["convolution"],
-                physical_batch_size=trial["microbatch"],
-                seconds=trial["seconds"],
-                difference=difference,
-            )
-
-
-def fastest(trials: Sequence[Trial]) -> dict[str, Trial]:
-    """Each framework's."""
-    names = dict.fromkeys(trial.framework for trial in trials)
-    return {name: min((t for t in trials if t.framework == name), key=lambda t: t.seconds) for name in names}
-
-
-def measure(
-    config: CompareConfig,
-    network: str,
-    batch_size: int,
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    trials: dict[str, Trial],
-    jax: JaxSide | None,
-) -> list[Row]:
-    """The rows of one network and batch size, each framework in the way that was fastest on trial."""
-    steps, epoch = config.steps(network, batch_size)
-    compiled: dict[str, float] = {}
-    turns: dict[str, Callable[[], object]] = {}
-    for name, trial in trials.items():
-        if name in TRAININGS:
-            settings = config.settings(batch_size, trial.physical_batch_size)
-            training = TorchTraining(name, model, x, y, settings)
-            turns[name] = lambda training=training: training.train(steps)
-        else:
-            assert jax is not None
-            settings = config.settings(batch_size, max(config.physical_batch_sizes))
-            way = {"convolution": trial.convolution, "microbatch": trial.physical_batch_size}
-            jax.prepare(name, settings, way)
-            compiled[name] = 0.0
-
-            def turn(name: str = name, jax: JaxSide = jax) -> None:
-                compiled[name] += jax.train(name, steps)
-
-            turns[name] = turn
-    timed = take_turns(turns, config.rounds, torch.device("cpu"))
-    return [
-        Row(
-            network=network,
-            batch_size=batch_size,
-            framework=name,
-            way=trials[name].way,
-            steps=steps,
-            steps_per_epoch=epoch,
-            seconds=tuple(s * epoch / steps for s in seconds),
-            compile_seconds=compiled.get(name),
-        )
-        for name, seconds in timed.items()
-    ]
-
-
-def epoch_table(rows: Sequence[Row]) -> str:
-    """Markdown: a row a network, batch size and framework."""
-    lines = [
-        "| network | batch | framework | seconds per epoch | fastest–slowest turn | DP ÷ non-DP, same framework | ÷ scatterdp | compiling (s) | steps timed |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    medians = {(row.network, row.batch_size, row.framework): row.median_seconds for row in rows}
-    for row in rows:
-        plain = FRAMEWORKS[row.framework]
-        base = None if plain is None else medians.get((row.network, row.batch_size, plain))
-        ours = medians.get((row.network, row.batch_size, "scatterdp"))
-        values = (
-            row.framework,
-            _number(row.median_seconds),
-            f"{_number(min(row.seconds))}–{_number(max(row.seconds))}",
-            "–" if base is None else f"{row.median_seconds / base:.2f}",
-            "–" if ours is None else f"{row.median_seconds / ours:.2f}",
-            "–" if row.compile_seconds is None else f"{row.compile_seconds:.1f}",
-            f"{row.steps} of {row.steps_per_epoch}",
-        )
-        lines.append(f"| {row.network} | {row.batch_size} | {' | '.join(values)} |")
-    return "\n".join(lines) + "\n"
-
-
-def trial_table(trials: dict[str, list[Trial]]) -> str:
-    """Markdown: every way that was tried, and how far a step in it is from autograd's."""
-    lines = [
-        "| network | framework | way | ms per example | relative difference |",
-        "|---|---|---|---|---|",
-    ]
-    for network, found in trials.items():
-        chosen = fastest(found).values()
-        for trial in found:
-            way = f"**{trial.way}**" if trial in chosen else trial.way
-            difference = "–" if trial.difference is None else f"{trial.difference:.1e}"
-            lines.append(f"| {network} | {trial.framework} | {way} | {_number(1e3 * trial.seconds)} | {difference} |")
-    return "\n".join(lines) + "\n"
-
-
-def _number(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def write(config: CompareConfig, setup: dict[str, Any], rows: Sequence[Row], trials: dict[str, list[Trial]]) -> None:
@@ -466,12 +212,13 @@ def compare(config: CompareConfig) -> int:
         rows: list[Row] = []
         trials: dict[str, list[Trial]] = {}
         for network in config.networks:
-            x, y = images(config, network)
-            model = make_classifier("cnn", NETWORKS[network][0], 10)
+            x, y = images(network, data_dir=config.data_dir, count=config.size_of(network))
+            model = make_classifier("cnn", TRAINED_NETWORKS[network][0], 10)
             with tempfile.TemporaryDirectory() as folder:
                 jax = None if peer is None else JaxSide(peer, network, model, Path(folder))
                 trials[network] = []
-                for trial in check(config, model, x, y, frameworks, jax):
+                how = {"physical_batch_sizes": config.physical_batch_sizes, "max_grad_norm": config.max_grad_norm}
+                for trial in check(model, x, y, frameworks, jax, **how):
                     print(_told(network, trial), flush=True)
                     trials[network].append(trial)
                     if not trial.agrees:
@@ -479,7 +226,17 @@ def compare(config: CompareConfig) -> int:
                 if jax is not None:
                     jax.give(x, y)
                 for batch_size in sorted(set(config.batch_sizes)):
-                    measured = measure(config, network, batch_size, model, x, y, fastest(trials[network]), jax)
+                    measured = measure(
+                        network,
+                        model,
+                        x,
+                        y,
+                        fastest(trials[network]),
+                        jax,
+                        config.settings(batch_size),
+                        steps=config.steps(network, batch_size),
+                        rounds=config.rounds,
+                    )
                     for row in measured:
                         told = f"{row.median_seconds:10.2f} s  {row.way}"
                         print(f"{network:<10}{batch_size:>6}  {row.framework:<14}{told}", flush=True)
@@ -499,10 +256,9 @@ def _told(network: str, trial: Trial) -> str:
 
 def main(argv: list[str]) -> int:
     config = tyro.cli(CompareConfig, prog="compare_frameworks.py", args=argv, use_underscores=True, description=__doc__)
-    warnings.filterwarnings(
-        "ignore", category=UserWarning
-    )  # of Opacus: about hooks, and noise that is not cryptographic
-    logging.getLogger("opacus.data_loader").setLevel(logging.ERROR)  # drop_last gives the sampling rate, no more
+    # Opacus' warnings: of hooks, of noise that is not cryptographic, of drop_last, which is there for the sampling rate alone.
+    warnings.filterwarnings("ignore", category=UserWarning)
+    logging.getLogger("opacus.data_loader").setLevel(logging.ERROR)
     try:
         return compare(config)
     except KeyboardInterrupt:
