@@ -218,7 +218,7 @@ def compare(config: CompareConfig) -> int:
                 jax = None if peer is None else JaxSide(peer, network, model, Path(folder))
                 trials[network] = []
                 how = {"physical_batch_sizes": config.physical_batch_sizes, "max_grad_norm": config.max_grad_norm}
-                for trial in check(model, x, y, frameworks, jax, **how):
+                for trial in check(network, model, frameworks, jax, **how):
                     print(_told(network, trial), flush=True)
                     trials[network].append(trial)
                     if not trial.agrees:

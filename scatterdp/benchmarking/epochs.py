@@ -28,6 +28,7 @@ from scatterdp.engines import loop_engine
 from scatterdp.training.privacy_engine import PrivacyEngine
 
 _ENDLESS = 10**6  # epochs
+_ROUNDING = 2e-6  # of activations in float32 after a few layers
 _CHECK_LR = 100.0  # large, so that rounding the weights takes nothing off the gradient's digits
 
 
@@ -176,6 +177,28 @@ TRAININGS: dict[str, Callable[[nn.Module, Tensor, Tensor, Settings], Iterator[No
     "opacus_hooks": opacus("hooks"),
     "opacus_ghost": opacus("ghost"),
 }
+
+
+@torch.no_grad()
+def separated(model: nn.Module, x: Tensor) -> Tensor:
+    """Which of ``(b, D)`` examples rounding cannot lead elsewhere: ``(b,)`` bool.
+
+    Where the two largest values of a max-pooling window differ by rounding alone, one framework passes its gradient to the one and another
+    to the other, both rightly, and per-example gradients differ by far more than rounding.
+    """
+    gaps = [torch.full((len(x),), float("inf"))]
+
+    def look(pool: nn.MaxPool2d, inputs: tuple[Tensor]) -> None:
+        size, stride = int(pool.kernel_size), int(pool.stride)  # pyright: ignore[reportArgumentType]
+        windows = inputs[0].unfold(2, size, stride).unfold(3, size, stride).flatten(4)
+        largest = windows.topk(2, dim=-1).values
+        gaps.append((largest[..., 0] - largest[..., 1]).flatten(1).amin(1))
+
+    hooks = [layer.register_forward_pre_hook(look) for layer in model.modules() if isinstance(layer, nn.MaxPool2d)]
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(gaps).amin(0) > _ROUNDING
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scatterdp.benchmarking.epochs import TRAININGS, Reference, Settings, TorchTraining
+from scatterdp.benchmarking.epochs import TRAININGS, Reference, Settings, TorchTraining, separated
 from scatterdp.benchmarking.measuring import take_turns
 from scatterdp.benchmarking.peer import Peer
 from scatterdp.datasets import load_dataset
@@ -146,9 +146,8 @@ class Trial:
 
 
 def check(
+    network: str,
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
     frameworks: Sequence[str],
     jax: JaxSide | None,
     *,
@@ -160,16 +159,19 @@ def check(
     Of jax's ways only the fastest is compared: the others are of no consequence.
 
     Args:
+        network: name; the batch is made up.
         model: initial weights.
-        x, y: rows and labels; the first ones are taken.
         frameworks: names.
         jax: for the frameworks of the other environment; its data are others afterwards.
         physical_batch_sizes: rows at once, to try.
         max_grad_norm: of jax's trials; the comparison takes a bound that half of the examples exceed.
     """
     largest = max(physical_batch_sizes)
-    count = min(len(x), largest * 3 // 2)  # more than one piece, the last one shorter
-    reference = Reference.of(model, x[:count], y[:count])
+    count = largest * 3 // 2 + 1  # more than one piece, the last one shorter
+    x, y = images(network, data_dir=None, count=2 * count)
+    kept = separated(model, x)
+    reference = Reference.of(model, x[kept][:count], y[kept][:count])
+    count = len(reference.x)
     for name in (name for name in frameworks if name in TRAININGS):
         for size in physical_batch_sizes:
             training = TorchTraining(name, model, reference.x, reference.y, reference.settings(size))
@@ -185,7 +187,7 @@ def check(
     jax.give(reference.x, reference.y)
     for name in (name for name in frameworks if name not in TRAININGS):
         private = FRAMEWORKS[name] is not None
-        sizes = sorted({size for size in (*physical_batch_sizes, *([1] * private)) if size <= count}) or [1]
+        sizes = sorted({*physical_batch_sizes, *([1] * private)})
         tried = jax.tries(name, sizes, max_grad_norm)
         best = min(tried, key=lambda trial: trial["seconds"])
         for trial in tried:
