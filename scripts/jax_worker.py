@@ -244,7 +244,8 @@ def trials(network: str, x: np.ndarray, y: np.ndarray, weights: list[np.ndarray]
     ``lax`` is tried with privacy one example at a time only, which suits it best: larger microbatches become grouped convolutions.
     """
     layers = from_torch(weights, network)
-    private, microbatches = asked["private"], asked["microbatches"]
+    private = asked["private"]
+    microbatches = [size for size in asked["microbatches"] if size <= len(x)] or [1]
     found = []
     for way in CONVOLUTIONS:
         loss = partial(sum_of_losses, network=network, way=way)

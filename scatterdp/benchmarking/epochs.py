@@ -28,7 +28,7 @@ from scatterdp.engines import loop_engine
 from scatterdp.training.privacy_engine import PrivacyEngine
 
 _ENDLESS = 10**6  # epochs
-_ROUNDING = 2e-6  # of activations in float32 after a few layers
+_ROUNDING = 5e-7  # of activations below one in float32, after a few layers
 _CHECK_LR = 100.0  # large, so that rounding the weights takes nothing off the gradient's digits
 
 

@@ -168,8 +168,8 @@ def check(
     """
     largest = max(physical_batch_sizes)
     count = largest * 3 // 2 + 1  # more than one piece, the last one shorter
-    x, y = images(network, data_dir=None, count=2 * count)
-    kept = separated(model, x)
+    x, y = images(network, data_dir=None, count=3 * count)
+    kept = torch.cat([separated(model, part) for part in x.split(256)])
     reference = Reference.of(model, x[kept][:count], y[kept][:count])
     count = len(reference.x)
     for name in (name for name in frameworks if name in TRAININGS):

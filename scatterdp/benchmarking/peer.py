@@ -33,6 +33,7 @@ class Peer:
     def __init__(self, python: Path, worker: Path, *, threads: int, argument: str, remedy: str) -> None:
         # NPROC is what XLA's thread pool goes by.
         environment = {**os.environ, "NPROC": str(threads), "OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
+        environment["JAX_TRACEBACK_FILTERING"] = "off"  # the last line of an error is then the error
         environment.pop("PYTHONPATH", None)
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors}
