@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
@@ -275,6 +276,14 @@ class TestWrongUse:
         monkeypatch.setattr(script, "measure", lambda *_, **__: pytest.fail("timed"))
         assert script.main(["--num_examples=9", "--batch_sizes=4", "--threads=1", f"--out={tmp_path / 'out'}"]) == 1
         assert "DIFFERS by more than 0.0001" in capsys.readouterr().out
+
+
+def test_the_worker_needs_nothing_of_this_environment():
+    tree = ast.parse((ROOT / "scripts" / "jax_worker.py").read_text())
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    modules |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    assert {str(module).split(".")[0] for module in modules} & {"scatterdp", "torch", "opacus"} == set()
+    assert "jax_privacy" in modules
 
 
 class TestScript:
