@@ -5,7 +5,7 @@ own; without --jax_python its rows are left out:
 
     python3.11 -m venv jax_env && jax_env/bin/pip install jax==0.10.2 jax-privacy==2.0.0
     python scripts/compare_frameworks.py --jax_python=jax_env/bin/python                          # whole epochs: hours on two cores
-    python scripts/compare_frameworks.py --jax_python=jax_env/bin/python --examples 6144 2048   # parts of epochs: ten minutes
+    python scripts/compare_frameworks.py --jax_python=jax_env/bin/python --examples 8192 2048   # parts of epochs: ten minutes
     python scripts/compare_frameworks.py --networks mnist --batch_sizes 256 --examples 1024 --rounds=1 --out=trial
 
 Before anything is timed, one step of every framework, without noise, from the same weights and on the same batch, is compared with per-example autograd:
