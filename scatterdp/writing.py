@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and folders that were empty."""
 
 from __future__ import annotations
 
@@ -6,6 +6,26 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+
+from scatterdp.errors import ConfigError
+
+
+def new_folder(path: Path, *, argument: str) -> None:
+    """Make a folder, or take an empty one.
+
+    Args:
+        argument: the flag that named it, for messages.
+
+    Raises:
+        ConfigError: something is there, or it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise ConfigError(f"{argument}={path}: holds files already and is left alone; give a new or empty folder")
+    except OSError as error:
+        message = f"{argument}={path}: is no folder to write in ({error.strerror}); give another --{argument}"
+        raise ConfigError(message) from error
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -77,7 +77,7 @@ def steps_of(question: Question, contenders: Sequence[str]) -> dict[str, Step]:
     return {name: CONTENDERS[name].prepare(model, x, y, question.max_grad_norm) for name in contenders}
 
 
-def take_turns(steps: dict[str, Step], repeats: int, device: torch.device) -> dict[str, list[float]]:
+def take_turns(steps: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of ``repeats`` steps each after one that warms up; one of each in every round, so that drift hits all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(repeats + 1):

@@ -36,6 +36,7 @@ from scatterdp.benchmarking import (
 from scatterdp.errors import ConfigError
 from scatterdp.sizes import available_memory, bytes_of
 from scatterdp.training.device import resolve_device
+from scatterdp.writing import new_folder
 
 TOLERANCE = 1e-4
 
@@ -123,7 +124,7 @@ def benchmark(config: BenchmarkConfig) -> list[Cell]:
         raise ConfigError(
             f"memory_bound={config.memory_bound}: {free / 1e9:.1f} GB are free here; give at most {_share(free) / 1e9:.1f}GB"
         )
-    _new_folder(config.out)
+    new_folder(config.out, argument="out")
     torch.set_num_threads(config.threads)
     question = functools.partial(
         Question,
@@ -163,20 +164,6 @@ def benchmark(config: BenchmarkConfig) -> list[Cell]:
         ) from None
     print(f"{config.out}: benchmark.json, benchmark.md, benchmark.png, benchmark.svg")
     return cells
-
-
-def _new_folder(out: Path) -> None:
-    """Make the folder.
-
-    Raises:
-        ConfigError: something is there, or it cannot be made.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise ConfigError(f"out={out}: holds files already and is left alone; give a new or empty folder")
-    except OSError as error:
-        raise ConfigError(f"out={out}: is no folder to write in ({error.strerror}); give another --out") from error
 
 
 def _share(free: int) -> int:
