@@ -141,8 +141,9 @@ class Trial:
     @property
     def way(self) -> str:
         """In words."""
+        rows = "row" if self.physical_batch_size == 1 else "rows"
         written = "" if self.convolution is None else f"{self.convolution}, "
-        return f"{written}{self.physical_batch_size} rows at once"
+        return f"{written}{self.physical_batch_size} {rows} at once"
 
 
 def check(
