@@ -26,11 +26,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from scatterdp.benchmarking.made_up import made_up_features
 from scatterdp.benchmarking.scaling import Point, measure_point
+from scatterdp.exits import exit_code
 from scatterdp.privacy.accounting import epsilon_of
 from scatterdp.privacy.calibration import calibrate_noise_multiplier
 from scatterdp.privacy.sampling import PoissonSelection
 from scatterdp.ranks import leave
 from scatterdp.sizes import available_memory
+from scatterdp.writing import new_folder
 
 _BYTES = 2  # of a number
 _LIKE = {"on the disk": ("#0b5fa5", "o"), "in memory": ("#b8470b", "s")}
@@ -111,11 +113,15 @@ def chart(measured: list[tuple[Point, dict[str, Any]]], paths: list[Path]) -> No
     alone = [(point, found) for point, found in measured if point.processes == 1]
     least = min(point.dimensions for point, _ in alone)
     fewest = min(point.rows for point, _ in alone)
-    shared = {(p.rows, p.dimensions) for p, _ in measured if p.processes > 1}
+    shared = max((p.rows, p.dimensions) for p, _ in measured if p.processes == max(q.processes for q, _ in measured))
     columns = (
         ("rows", f"rows N (D = {least})", [(p, f) for p, f in alone if p.dimensions == least]),
         ("dimensions", f"dimensions D (N = {fewest:,})", [(p, f) for p, f in alone if p.rows == fewest]),
-        ("processes", "processes", [(p, f) for p, f in measured if (p.rows, p.dimensions) in shared]),
+        (
+            "processes",
+            f"processes (N = {shared[0]:,}, D = {shared[1]})",
+            [(p, f) for p, f in measured if (p.rows, p.dimensions) == shared],
+        ),
     )
     for column, (field, label, chosen) in enumerate(columns):
         for row, (key, unit, what) in enumerate(
@@ -150,7 +156,7 @@ def draw(axes: Axes, measured: list[tuple[Point, dict[str, Any]]], *, field: str
     axes.grid(alpha=0.3)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--out", type=Path)
@@ -161,11 +167,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.point:
-        return one_point(args.point, args.threads)
+        one_point(args.point, args.threads)
+        return 0
     if args.folder is None or args.out is None:
         parser.error("--folder and --out are needed")
-    if args.out.exists():
-        parser.error(f"--out={args.out}: is there already and is left alone; name a new folder")
+    new_folder(args.out, argument="out")
     measured: list[tuple[Point, dict[str, Any]]] = []
     todo = points(args)
     for shape in dict.fromkeys((point.rows, point.dimensions) for point in todo):
@@ -182,13 +188,13 @@ def main() -> None:
         finally:
             for path in set(args.folder.glob("made-up-*")) - before:
                 path.unlink()
-    args.out.mkdir(parents=True)
     content = [dataclasses.asdict(point) | found for point, found in measured]
     (args.out / "scaling.json").write_text(json.dumps(content, indent=2) + "\n")
     (args.out / "scaling.md").write_text(table(measured) + "\n" + epsilon_table())
     chart(measured, [args.out / f"scaling.{suffix}" for suffix in ("png", "svg")])
     print(f"{args.out}: scaling.json, scaling.md, scaling.png, scaling.svg")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -49,4 +49,4 @@ def test_the_scaling_study_on_few_rows(tmp_path):
     assert [path for path in own.parent.glob("made-up-*") if path != own] == []
     again = run("scaling_study.py", *flags, *where)
     assert again.returncode == 2
-    assert "is there already and is left alone" in again.stderr
+    assert "holds files already and is left alone" in again.stderr
