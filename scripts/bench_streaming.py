@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import torch
 from scatterdp.benchmarking.made_up import made_up_features
 from scatterdp.cache import FeatureCache
 from scatterdp.engines import ENGINES
+from scatterdp.exits import exit_code
 from scatterdp.heads import Standardize
 from scatterdp.heads.head import linear
 from scatterdp.privacy.randomness import RandomKey
@@ -63,7 +65,7 @@ def reading(rows: StreamedRows, plan: TrainingPlan) -> tuple[float, int]:
     return time.perf_counter() - begin, count
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--cache", type=Path)
@@ -116,7 +118,8 @@ def main() -> None:
     print(f"rows of Poisson batches of {args.batch_size}, nothing done: {middle['read']:.0f} MB/s")
     print(f"an epoch of them: {middle['batches']:.0f} MB/s, {middle['batches'] / middle['read']:.0%} of that")
     print(f"medians of {args.rounds}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -25,7 +25,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from scatterdp.benchmarking.made_up import made_up_features
-from scatterdp.benchmarking.scaling import Point, measure_point
+from scatterdp.benchmarking.scaling import BATCH_SIZE, Point, measure_point
+from scatterdp.errors import ConfigError, UserError
 from scatterdp.exits import exit_code
 from scatterdp.privacy.accounting import epsilon_of
 from scatterdp.privacy.calibration import calibrate_noise_multiplier
@@ -63,7 +64,8 @@ def measure(point: Point, cache: Path) -> dict[str, Any]:
         capture_output=True, text=True, check=False, env=environment,
     )  # fmt: skip
     if done.returncode:
-        raise SystemExit(f"{point}: exit code {done.returncode}\n{done.stderr[-2000:]}")
+        words = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise UserError(f"{point}: ended with exit code {done.returncode} ({words[-1] if words else 'without a word'})")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -91,7 +93,7 @@ def table(measured: list[tuple[Point, dict[str, Any]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def epsilon_table(*, batch_size: int = 8192, steps: int = 2000) -> str:
+def epsilon_table(*, batch_size: int = BATCH_SIZE, steps: int = 2000) -> str:
     """What N is worth: ε of one training, and the noise that ε = 1 takes, at δ = 1 / (10 N); PLD."""
     lines = [
         f"| N | q | δ | ε of {steps} steps at σ = 2 | σ for ε = 1 |",
@@ -171,11 +173,18 @@ def main() -> int:
         return 0
     if args.folder is None or args.out is None:
         parser.error("--folder and --out are needed")
+    for name, least in (("rows", BATCH_SIZE), ("dimensions", 1), ("processes", 1)):
+        if min(getattr(args, name)) < least:
+            raise ConfigError(f"{name}={' '.join(map(str, getattr(args, name)))}: expected whole numbers ≥ {least}")
+    try:
+        args.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"folder={args.folder}: cannot be made ({error.strerror}); give another --folder") from error
     new_folder(args.out, argument="out")
     measured: list[tuple[Point, dict[str, Any]]] = []
     todo = points(args)
     for shape in dict.fromkeys((point.rows, point.dimensions) for point in todo):
-        before = set(args.folder.glob("*")) if args.folder.exists() else set()
+        before = set(args.folder.glob("*"))
         features, _ = made_up_features(args.folder, rows=shape[0], dimensions=shape[1])
         features.close()
         try:

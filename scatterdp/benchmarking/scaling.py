@@ -20,6 +20,8 @@ from scatterdp.training.distributed import part_of, processes_of_environment
 from scatterdp.training.fit import fit
 from scatterdp.training.plan import TrainingPlan
 
+BATCH_SIZE = 8192
+
 _STATUS = Path("/proc/self/status")
 
 
@@ -40,7 +42,7 @@ class Point:
     dimensions: int
     streamed: bool = True
     processes: int = 1
-    batch_size: int = 8192
+    batch_size: int = BATCH_SIZE
     steps: int = 5
     epochs: int = 4
 
