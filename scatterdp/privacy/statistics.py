@@ -48,6 +48,7 @@ from scatterdp.privacy.randomness import RandomKey
 from scatterdp.privacy.sampling import PoissonSelection
 
 RELEASES = ("mean", "mean of squares")
+_TELLS = 0.05  # means shorter than this share of what the squares allow are what cancelling left
 Shape = tuple[int, int, int]
 
 
@@ -81,24 +82,29 @@ class ChannelStatistics:
 def bounds_from_reference(reference: Tensor, source: str, *, shapes: Sequence[Shape] | None = None) -> StatisticsBounds:
     """Scales and bounds from features of public or synthetic images.
 
-    The scale of a channel is its root mean square; the bounds are the largest norms seen on the reference.
+    The scale of a channel is its root mean square; the bounds are the largest norms seen on the reference. Where its means tell nothing, because they cancel in
+    each example (two-tone images as ±1), their bound is what the squares allow: a mean is at most the root mean square.
 
     Args:
         reference: ``(n, K, h, w)`` features that depend on no private data.
         source: their description.
         shapes: of the features' blocks; by default one, of the features' shape.
+
+    Raises:
+        UserError: all features are 0.
     """
     shapes = None if shapes is None else tuple(shapes)
     scale = _vectors(reference, shapes)[1].mean(0).sqrt()
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     means, squares = _vectors(reference, shapes, scale)
-    if not means.any():
+    if not squares.any():
         raise UserError(
             "features: all 0 for synthetic images, so nothing bounds their statistics; take another --input_norm"
         )
+    mean_bound, largest = means.norm(dim=1).max().item(), squares.sum(1).sqrt().max().item()
     return StatisticsBounds(
         scale=scale,
-        mean_bound=means.norm(dim=1).max().item(),
+        mean_bound=mean_bound if mean_bound > _TELLS * largest else largest,
         square_bound=squares.norm(dim=1).max().item(),
         source=source,
         shapes=shapes,

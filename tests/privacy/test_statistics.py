@@ -317,6 +317,28 @@ def test_a_silent_channel_of_the_reference_keeps_its_unit():
     assert torch.isfinite(bounds.scale).all()
 
 
+@pytest.mark.parametrize("side", [8, 9])
+def test_means_that_cancel_are_bounded_by_the_squares(side):
+    """Two-tone pixels as ±1, half of them ink: an even number cancels to 0, an odd one almost."""
+    ink = torch.ones(5, side * side)
+    ink[:, : side * side // 2] = -1
+    bounds = bounds_from_reference(ink.view(5, 1, side, side), "two-tone")
+    assert bounds.mean_bound == pytest.approx(1.0)
+    assert bounds.square_bound == pytest.approx(1.0)
+    # Real ink is sparse: its mean is not clipped away.
+    sparse = torch.full((40, 1, side, side), -1.0)
+    sparse[:, :, 0, 0] = 1
+    found, _ = release_channel_statistics(
+        [sparse], num_examples=40, bounds=bounds, noise_multiplier=0.0, key=RandomKey.from_seed(0)
+    )
+    assert found.mean.item() == pytest.approx(sparse.mean().item())
+
+
+def test_features_that_are_all_0_have_no_bounds():
+    with pytest.raises(UserError, match=r"^features: all 0 for synthetic images"):
+        bounds_from_reference(torch.zeros(3, 2, 4, 4), "nothing")
+
+
 def test_bounds_depend_on_the_reference_alone():
     reference = torch.from_numpy(dyadic_features(6, seed=3))
     first = bounds_from_reference(reference, "eighths")
