@@ -18,29 +18,42 @@ from types import FrameType
 from typing import TypeVar
 
 from scatterdp.errors import ProcessLostError, UserError
-from scatterdp.ranks import leave, ranks_of_environment, several
+from scatterdp.ranks import connected, end, ranks_of_environment, several
 
 INTERRUPTED_WITH_NOTHING = "interrupted: nothing was written"
 """What a command says that keeps nothing of an interrupted run."""
 
+_PATIENCE = 5  # seconds in which torchrun ends the others, if it is on this machine
 _LOST = 1  # the exit code when a process is gone that could tell nothing
 _Config = TypeVar("_Config")
 
 
 def exit_code(command: Callable[[], int | None]) -> int:
-    """Run ``command``; returns its exit code (None: 0), or 2 after a user error told on standard error."""
+    """Run ``command``; returns its exit code (None: 0), or 2 after a user error told on standard error.
+
+    A process that is connected to others ends here, with that code.
+    """
     if several():
         signal.signal(signal.SIGTERM, _interrupt)  # how torchrun ends the others
+    code = _code_of(command)
+    if connected():
+        end(code)
+    return code
+
+
+def _code_of(command: Callable[[], int | None]) -> int:
     try:
         code = command() or 0
-        leave()
+        if connected():
+            with suppress(ProcessLostError):  # another has ended already
+                ranks_of_environment().wait()
         return code
     except ProcessLostError as error:
         return _told(f"error: {error}", _LOST, because_of_another=True)
     except UserError as error:
         return _told(f"error: {error}", 2)
     except KeyboardInterrupt as interrupt:
-        sentence = str(interrupt) or "interrupted: what was finished is kept, the same command goes on from there"
+        sentence = str(interrupt) or "interrupted: the same command starts again, and uses what was finished"
         return _told(sentence, 130, because_of_another=several())
     except SystemExit as end:  # the command line's reader, which has told
         if several():
@@ -87,6 +100,10 @@ def _told(sentence: str, code: int, *, because_of_another: bool = False) -> int:
     """Tell a sentence, unless another process has told why all end; returns the exit code."""
     first = _first_to_end(code) if several() else None
     if first is not None:
+        with suppress(
+            KeyboardInterrupt
+        ):  # torchrun takes the process that ends first for the cause, so it is not to be this one
+            time.sleep(_PATIENCE)
         return first if because_of_another else code
     print(sentence, file=sys.stderr, flush=True)
     if several() and (report := os.environ.get("TORCHELASTIC_ERROR_FILE")):

@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from scatterdp.errors import ProcessLostError
 
@@ -82,13 +81,20 @@ def several() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def leave() -> None:
-    """Close the connections to the others in good order: an interpreter that ends with them open may be aborted by their threads."""
+def connected() -> bool:
+    """Whether this process has connections to others."""
     distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and several() and distributed.is_initialized():
-        with suppress(RuntimeError):  # another has left already
-            distributed.barrier()
-        distributed.destroy_process_group()
+    return distributed is not None and several() and distributed.is_initialized()
+
+
+def end(code: int) -> NoReturn:
+    """End this process at once.
+
+    An interpreter that takes itself down beside the threads of its connections is now and then aborted by them, and torchrun then takes finished work for failed.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def is_first() -> bool:

@@ -31,9 +31,8 @@ from scatterdp.exits import exit_code
 from scatterdp.privacy.accounting import epsilon_of
 from scatterdp.privacy.calibration import calibrate_noise_multiplier
 from scatterdp.privacy.sampling import PoissonSelection
-from scatterdp.ranks import leave
 from scatterdp.sizes import available_memory
-from scatterdp.writing import new_folder
+from scatterdp.writing import json_text, new_folder, write_whole
 
 _BYTES = 2  # of a number
 _LIKE = {"on the disk": ("#0b5fa5", "o"), "in memory": ("#b8470b", "s")}
@@ -75,7 +74,6 @@ def one_point(content: str, threads: int) -> None:
     found = measure_point(Point(**asked["point"]), Path(asked["cache"]), threads=threads)
     if found is not None:
         print(json.dumps(found), flush=True)
-    leave()
 
 
 def table(measured: list[tuple[Point, dict[str, Any]]]) -> str:
@@ -183,8 +181,8 @@ def main() -> int:
     new_folder(args.out, argument="out")
     measured: list[tuple[Point, dict[str, Any]]] = []
     todo = points(args)
+    before = set(args.folder.glob("*"))
     for shape in dict.fromkeys((point.rows, point.dimensions) for point in todo):
-        before = set(args.folder.glob("*"))
         features, _ = made_up_features(args.folder, rows=shape[0], dimensions=shape[1])
         features.close()
         try:
@@ -194,12 +192,17 @@ def main() -> int:
                     continue
                 measured.append((point, measure(point, features.path)))
                 print(table(measured[-1:]).splitlines()[-1], flush=True)
+                content = [dataclasses.asdict(point) | found for point, found in measured]
+                write_whole(args.out / "scaling.json", json_text(content))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted: {args.out} holds the points that were measured before, if any were"
+            ) from None
         finally:
-            for path in set(args.folder.glob("made-up-*")) - before:
-                path.unlink()
-    content = [dataclasses.asdict(point) | found for point, found in measured]
-    (args.out / "scaling.json").write_text(json.dumps(content, indent=2) + "\n")
-    (args.out / "scaling.md").write_text(table(measured) + "\n" + epsilon_table())
+            for path in set(args.folder.glob("*")) - before:
+                if path.name.startswith("made-up-") or path.name == "commitment.key":
+                    path.unlink()
+    write_whole(args.out / "scaling.md", table(measured) + "\n" + epsilon_table())
     chart(measured, [args.out / f"scaling.{suffix}" for suffix in ("png", "svg")])
     print(f"{args.out}: scaling.json, scaling.md, scaling.png, scaling.svg")
     return 0

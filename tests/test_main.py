@@ -79,9 +79,7 @@ class TestExitCode:
             raise KeyboardInterrupt
 
         assert exit_code(command) == 130
-        assert (
-            capsys.readouterr().err == "interrupted: what was finished is kept, the same command goes on from there\n"
-        )
+        assert capsys.readouterr().err == "interrupted: the same command starts again, and uses what was finished\n"
 
     @pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("a bug"), SystemExit(3)])
     def test_bugs_are_not_swallowed(self, error):

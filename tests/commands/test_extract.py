@@ -167,6 +167,6 @@ def test_ctrl_c_leaves_a_sentence_and_what_was_done(images, whole, tmp_path):
             break
     assert code == 130
     assert "Traceback" not in err
-    assert err.rstrip().endswith("interrupted: what was finished is kept, the same command goes on from there")
+    assert err.rstrip().endswith("interrupted: the same command starts again, and uses what was finished")
     assert run(command(images, features_dir)[1:]) == 0
     assert filecmp.cmp(only_cache(features_dir), whole, shallow=False)

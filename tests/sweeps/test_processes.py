@@ -151,7 +151,7 @@ def test_an_interrupted_sweep_says_how_to_go_on(start, outline, out):
         os.kill(each, signal.SIGINT)
     _, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 130
-    assert "interrupted: what was finished is kept, the same command goes on from there" in err
+    assert "interrupted: the same command starts again, and uses what was finished" in err
     assert "Traceback" not in err
     assert psutil.wait_procs(workers, timeout=60)[1] == []
     assert {entry.state for entry in SweepRecord.load(out).runs} == {"waiting"}
