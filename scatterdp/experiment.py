@@ -164,8 +164,9 @@ def _check_file(config: TinyImagesConfig) -> None:
     if config.tiny_images is None:
         raise ConfigError("tiny_images: not given; name the file with the further images, --tiny_images=FILE")
     if not config.tiny_images.is_file():
+        what = "is a folder" if config.tiny_images.is_dir() else "no such file"
         raise ConfigError(
-            f"tiny_images={config.tiny_images}: no such file; give the published pickle, or an .npz or .h5 with data and "
+            f"tiny_images={config.tiny_images}: {what}; give the published pickle, or an .npz or .h5 with data and "
             "extrapolated_targets"
         )
 

@@ -207,7 +207,7 @@ def without(arguments: list[str], *names: str) -> list[str]:
         ),
         (
             {"tiny_images": "wide.npz"},
-            "tiny_images=wide.npz: its data is uint8 of shape (5, 9, 9), expected uint8 ('n', 8, 8)",
+            "tiny_images=wide.npz: its data is uint8 of shape (5, 9, 9), expected uint8 (n, 8, 8)",
         ),
         ({"tiny_images": "eleven.npz"}, "tiny_images=eleven.npz: labels from 10 to 10, expected 0 to 9"),
         ({"data_size": 4000}, "data_size=4000: expected 1438 to 3437; digits has 1437 training images and "),

@@ -62,7 +62,8 @@ def read_weights(path: Path, *, wrappers: Sequence[str] = WRAPPERS, argument: st
         WeightsError: no such file; not a checkpoint; it would run code; or holds no tensors.
     """
     if not path.is_file():
-        raise WeightsError(f"{argument}={path}: no such file; give the path of the checkpoint")
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise WeightsError(f"{argument}={path}: {what}; give the path of the checkpoint, such as model.safetensors")
     content: Any
     try:
         if path.suffix == ".safetensors":

@@ -78,7 +78,8 @@ def open_labelled_images(
     expected = (height, width) if channels == 1 else (height, width, channels)
     if images.dtype != np.uint8 or tuple(images.shape[1:]) != expected or len(images.shape) < 2:
         raise source.error(
-            f"its {IMAGES} is {images.dtype} of shape {tuple(images.shape)}, expected uint8 {('n', *expected)} like the data set's images"
+            f"its {IMAGES} is {images.dtype} of shape {tuple(images.shape)}, expected uint8 (n, {', '.join(map(str, expected))}) like the data set's "
+            "images: reshape or resize them"
         )
     if tuple(labels.shape) != (images.shape[0],) or labels.dtype.kind not in "iu":
         raise source.error(
@@ -88,7 +89,9 @@ def open_labelled_images(
     if len(values) == 0:
         raise source.error("holds no images")
     if values.min() < 0 or values.max() >= num_classes:
-        raise source.error(f"labels from {values.min()} to {values.max()}, expected 0 to {num_classes - 1}")
+        raise source.error(
+            f"labels from {values.min()} to {values.max()}, expected 0 to {num_classes - 1}: save them as the data set's class numbers"
+        )
     return ImagesOfFile(source, images), values.astype(np.int64)
 
 
@@ -108,5 +111,8 @@ def _arrays(source: Source) -> tuple[Any, Any]:
     images = opened(dataclasses.replace(source, key=IMAGES))
     try:
         return images, opened(dataclasses.replace(source, key=LABELS[0]))
-    except DatasetError:
-        return images, opened(dataclasses.replace(source, key=LABELS[1]))
+    except DatasetError as error:
+        try:
+            return images, opened(dataclasses.replace(source, key=LABELS[1]))
+        except DatasetError:
+            raise error from None  # of the name that is expected

@@ -50,7 +50,7 @@ def test_every_kind_of_file_gives_the_same(tmp_path, suffix, name, dtype):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": IMAGES[:, :, :, 0]}, r"its data is uint8 of shape (500, 32, 32), expected uint8 ('n', 32, 32, 3)"),
+        ({"data": IMAGES[:, :, :, 0]}, r"its data is uint8 of shape (500, 32, 32), expected uint8 (n, 32, 32, 3)"),
         ({"data": IMAGES.astype(np.float32)}, "its data is float32 of shape"),
         ({"data": IMAGES.transpose(0, 3, 1, 2)}, "its data is uint8 of shape (500, 3, 32, 32)"),
         ({"extrapolated_targets": LABELS[:-1]}, "its labels are int64 of shape (499,), expected whole numbers (500,)"),
@@ -89,3 +89,10 @@ def test_no_such_file_another_kind_and_a_damaged_one(tmp_path):
         (tmp_path / f"short{suffix}").write_bytes(whole[: len(whole) // 2])
         with pytest.raises(DatasetError, match=rf"^tiny_images=.*short\{suffix}: "):
             opened(tmp_path / f"short{suffix}")
+
+
+def test_labels_that_are_python_objects_are_not_called_missing(tmp_path):
+    path = tmp_path / "more.npz"
+    np.savez(path, data=IMAGES, extrapolated_targets=LABELS.astype(object))
+    with pytest.raises(DatasetError, match="it holds Python objects"):
+        opened(path)
