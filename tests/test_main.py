@@ -81,6 +81,24 @@ class TestExitCode:
         assert exit_code(command) == 130
         assert capsys.readouterr().err == "interrupted: the same command starts again, and uses what was finished\n"
 
+    @pytest.mark.parametrize(("error", "expected"), [(None, 0), (UserError("epochs=0: too few"), 2)])
+    def test_a_process_with_connections_ends_without_taking_the_interpreter_down(self, error, expected, monkeypatch):
+        ends = []
+        monkeypatch.setattr("scatterdp.exits.connected", lambda: True)
+        monkeypatch.setattr("scatterdp.exits.end", ends.append)
+
+        def command():
+            if error:
+                raise error
+
+        exit_code(command)
+        assert ends == [expected]
+
+    def test_an_end_flushes_what_was_said_and_skips_the_rest(self):
+        program = "import atexit, scatterdp.ranks as r; atexit.register(print, 'later'); print('said'); r.end(7)"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (7, "said\n")
+
     @pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("a bug"), SystemExit(3)])
     def test_bugs_are_not_swallowed(self, error):
         def command():
