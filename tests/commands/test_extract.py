@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,6 +166,7 @@ def test_ctrl_c_leaves_a_sentence_and_what_was_done(images, whole, tmp_path):
         code, err = interrupted(images, features_dir, f"{whole.name}.progress-0")
         if code != 0:
             break
+        shutil.rmtree(features_dir)
     assert code == 130
     assert "Traceback" not in err
     assert err.rstrip().endswith("interrupted: the same command starts again, and uses what was finished")
