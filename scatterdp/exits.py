@@ -55,9 +55,9 @@ def _code_of(command: Callable[[], int | None]) -> int:
     except KeyboardInterrupt as interrupt:
         sentence = str(interrupt) or "interrupted: the same command starts again, and uses what was finished"
         return _told(sentence, 130, because_of_another=several())
-    except SystemExit as end:  # the command line's reader, which has told
+    except SystemExit as stop:  # the command line's reader, which has told
         if several():
-            _first_to_end(end.code if isinstance(end.code, int) else 1)
+            _first_to_end(stop.code if isinstance(stop.code, int) else 1)
         raise
 
 
@@ -100,9 +100,8 @@ def _told(sentence: str, code: int, *, because_of_another: bool = False) -> int:
     """Tell a sentence, unless another process has told why all end; returns the exit code."""
     first = _first_to_end(code) if several() else None
     if first is not None:
-        with suppress(
-            KeyboardInterrupt
-        ):  # torchrun takes the process that ends first for the cause, so it is not to be this one
+        # torchrun takes the process that ends first for the cause, so it is not to be this one
+        with suppress(KeyboardInterrupt):
             time.sleep(_PATIENCE)
         return first if because_of_another else code
     print(sentence, file=sys.stderr, flush=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from scatterdp.benchmarking.forgetting import forget_file
 from scatterdp.benchmarking.made_up import made_up_features
 from scatterdp.cache import FeatureCache
 from scatterdp.engines import ENGINES
@@ -77,7 +77,7 @@ def main() -> int:
     parser.add_argument("--no_forget", action="store_true")
     args = parser.parse_args()
     with contextlib.closing(
-        FeatureCache(args.cache) if args.cache else made_up_features(args.folder, rows=args.rows, dimensions=3072)[0]
+        FeatureCache(args.cache) if args.cache else made_up_features(args.folder, rows=args.rows, dimensions=3072)
     ) as features:
         channels, total = features.output_shape[0], features.num_rows("train")
         normalizer = Standardize(torch.full((channels,), 0.5), torch.full((channels,), 2.0))
@@ -98,8 +98,7 @@ def main() -> int:
 
         def forget() -> None:
             if not args.no_forget:
-                with features.path.open("rb") as file:
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                forget_file(features.path)
 
         found: dict[str, list[float]] = {"raw": [], "full": [], "read": [], "batches": []}
         for _ in range(args.rounds):

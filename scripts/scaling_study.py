@@ -183,7 +183,7 @@ def main() -> int:
     todo = points(args)
     before = set(args.folder.glob("*"))
     for shape in dict.fromkeys((point.rows, point.dimensions) for point in todo):
-        features, _ = made_up_features(args.folder, rows=shape[0], dimensions=shape[1])
+        features = made_up_features(args.folder, rows=shape[0], dimensions=shape[1])
         features.close()
         try:
             for point in (point for point in todo if (point.rows, point.dimensions) == shape):

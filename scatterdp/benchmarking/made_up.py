@@ -12,15 +12,14 @@ from scatterdp.cache import FeatureCache, extract_features
 from scatterdp.datasets import Dataset
 from scatterdp.datasets.joined import JoinedImages
 from scatterdp.extractors import make_extractor
-from scatterdp.extractors.base import Extractor
 
 _IMAGES, _BYTES = 10_000, 256 << 20  # of images that are drawn, at most; the rows go round them
 _TEST_ROWS = 1000
 _CLASSES = 10
 
 
-def made_up_features(folder: Path, *, rows: int, dimensions: int) -> tuple[FeatureCache, Extractor]:
-    """A cache in float16, two bytes a number, and what made it. One that is there already is opened.
+def made_up_features(folder: Path, *, rows: int, dimensions: int) -> FeatureCache:
+    """A cache in float16, two bytes a number. One that is there already is opened.
 
     Args:
         folder: where the cache goes.
@@ -39,4 +38,4 @@ def made_up_features(folder: Path, *, rows: int, dimensions: int) -> tuple[Featu
         class_names=tuple(map(str, range(_CLASSES))),
     )
     extractor = make_extractor("pixels", dataset.image_shape)
-    return extract_features(dataset, extractor, features_dir=folder, dtype="float16", progress=True), extractor
+    return extract_features(dataset, extractor, features_dir=folder, dtype="float16", progress=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from scatterdp.benchmarking.forgetting import forget_file
 from scatterdp.cache import FeatureCache
 from scatterdp.extractors import make_extractor
 from scatterdp.privacy.randomness import RandomKey
@@ -74,9 +74,8 @@ def measure_point(point: Point, cache: Path, *, threads: int) -> dict[str, Any] 
         ends: list[float] = []
 
         def forget() -> None:
-            if point.streamed and hasattr(os, "posix_fadvise"):
-                with cache.open("rb") as file:
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if point.streamed:
+                forget_file(cache)
 
         def after_epoch(row: dict[str, Any]) -> None:
             ends.append(time.perf_counter())
