@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Any
 
 import dask.config
@@ -58,6 +60,20 @@ def default_workers(threads_per_worker: int | None, cuda_devices: int) -> tuple[
 
 
 @contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Threads started in the block never take Ctrl-C, nor do the processes that these start, now or later: a mask is inherited. A terminal sends it to everyone."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # or the thread that starts it later would lift its mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def local_workers(*, workers: int | None, threads_per_worker: int | None, cuda_devices: int) -> Iterator[Workers]:
     """Processes of this machine; gone when the block ends.
 
@@ -86,13 +102,17 @@ def local_workers(*, workers: int | None, threads_per_worker: int | None, cuda_d
         dask.config.set(
             {"distributed.nanny.pre-spawn-environ": environment, "distributed.comm.timeouts.connect": _START_SECONDS}
         ),
-        SpecCluster(
-            workers={number: worker(number) for number in range(usual if workers is None else workers)},
-            scheduler={"cls": Scheduler, "options": {"dashboard": False, "host": "127.0.0.1", "port": 0}},
-            shutdown_on_close=True,
-        ) as cluster,
-        Client(cluster) as client,
+        ExitStack() as stack,
     ):
+        with _interrupts_blocked():
+            cluster = stack.enter_context(
+                SpecCluster(
+                    workers={number: worker(number) for number in range(usual if workers is None else workers)},
+                    scheduler={"cls": Scheduler, "options": {"dashboard": False, "host": "127.0.0.1", "port": 0}},
+                    shutdown_on_close=True,
+                )
+            )
+        client = stack.enter_context(Client(cluster))
         yield Workers(client=client, threads=threads, resources={GPU: 1} if cuda_devices else {})
 
 

@@ -118,7 +118,7 @@ def test_a_worker_killed_in_a_run_costs_nothing_but_time(start, outline, out, tm
 
 @pytest.mark.slow
 def test_a_sweep_killed_and_started_again_does_what_is_missing(start, outline, out):
-    outline.write_text(LONG.replace("seeds = [0]", "seeds = [0, 1]"))
+    outline.write_text(LONG.replace("seeds = [0]", "seeds = [0, 1]").replace("epochs = 60", "epochs = 300"))
     process = start(str(outline), f"--out={out}", "--workers=1")
     metrics = out / "runs" / "002-3" / "metrics.jsonl"
     wait_for(lambda: lines(metrics) >= 2, process)
