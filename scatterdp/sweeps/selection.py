@@ -154,6 +154,8 @@ def statement_of_best(found: dict[str, Any]) -> str:
 
 def _statement(found: dict[str, Any], exact: bool, seeded: bool) -> str:
     looked, free = found["runs_that_looked"], _told(found["epsilon_if_tuning_were_free"])
+    if not looked:
+        return "No run has looked at the private data."
     runs = "1 run looked" if looked == 1 else f"{looked} runs looked"
     together = f"{runs} at the private data: together {_pair(found['epsilon_composed'], found['delta'])}."
     if exact:

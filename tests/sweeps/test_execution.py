@@ -390,7 +390,7 @@ class TestRandom:
                 "give the outline a validation_noise_multiplier",
             ),
             (QUICK.replace("noise_multiplier = [3, 4]", 'optim = ["SGD", "LR"]'), 3.0, "optim=LR is not private"),
-            (QUICK, 0.5, "random: mean=0.5: expected"),
+            (QUICK, 0.5, "random=0.5: expected"),
         ],
     )
     def test_what_would_void_the_bound_is_refused(self, make_sweep, text, mean, message):

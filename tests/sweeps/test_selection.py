@@ -120,6 +120,9 @@ class TestSelectionCost:
         assert found["statement"].count("Neighbouring data sets: add or remove one example") == 1
         assert "zero-out" not in found["statement"]
 
+    def test_where_nothing_was_seen_nothing_is_said_of_a_choice(self):
+        assert cost([], [SAMPLED])["statement"] == "No run has looked at the private data."
+
     def test_seeds_are_named(self):
         assert "from seeds" in cost([SAMPLED], [SAMPLED], seeded=True)["statement"]
         assert "from seeds" not in cost([SAMPLED], [SAMPLED])["statement"]
