@@ -368,7 +368,7 @@ class ConvolutionRule(MatrixRule):
     def _few_pixels(self) -> bool:
         """Whether inner products of pixels are no more numbers than a few times the patches; a large stride leaves few positions."""
         pixels, positions = self.inputs.shape[2:].numel(), self.gradients.shape[2:].numel()
-        return pixels**2 <= 4 * (self._inputs_of_group * positions + 2 * positions**2)
+        return pixels**2 <= 2 * (self._inputs_of_group * positions + 2 * positions**2)
 
     @property
     def _numbers_of_example(self) -> int:
