@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 from scatterdp.engines import check_by_example
 from scatterdp.engines.bookkeeping import Recorder, by_the_shapes, clip, everywhere
 from scatterdp.engines.clipping import Clipping
+from scatterdp.engines.precision import in_single_precision
 from scatterdp.errors import ConfigError, UserError
 from scatterdp.privacy.accounting import Accountant
 from scatterdp.privacy.certificate import TRAINING
@@ -46,7 +47,8 @@ class PrivacyEngine:
 
     Batches are drawn by :meth:`batches`, for the accounting holds for that sampling only: each example independently with probability
     ``batch_size / sample_size`` (Poisson), or all of them when the two are equal. A logical batch may come in several pieces:
-    ``virtual_step`` takes all but the last, ``step`` the last; noise is added once.
+    ``virtual_step`` takes all but the last, ``step`` the last; noise is added once, and each piece counts at most once. Forward passes may
+    run under ``torch.autocast``; norms and sums are float32 in any case.
 
     Args:
         model: its trainable layers must be of :data:`scatterdp.engines.rules.RULES`.
@@ -140,7 +142,9 @@ class PrivacyEngine:
             pieces = torch.from_numpy(selection.indices(step, self._key)).split(physical_batch_size)
             for number, rows in enumerate(pieces):
                 if self._latest is not this:
-                    raise UserError("batches: called again since, which began the step anew; go on with the later call's")
+                    raise UserError(
+                        "batches: called again since, which began the step anew; go on with the later call's"
+                    )
                 if self._expected is not None or not self._counted or step != self.steps_taken:
                     raise UserError(
                         "batches: the piece before was not given to optimizer.step or optimizer.virtual_step, or that failed; call "
@@ -201,7 +205,11 @@ class PrivacyEngine:
         if inputs and isinstance(inputs[0], Tensor) and inputs[0].is_floating_point():
             shape = (2, *inputs[0].shape[1:])
             made_up = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=inputs[0].dtype)
-            check_by_example(model, made_up.to(inputs[0].device))
+            made_up = made_up.to(inputs[0].device)
+            # Under autocast the inputs may be of half precision where the model is not; the check is made without autocast.
+            check_by_example(
+                model, in_single_precision(made_up) if torch.is_autocast_enabled(made_up.device.type) else made_up
+            )
 
     def _check_steps_left(self) -> None:
         if self.steps_taken >= self.plan.steps:
