@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -16,12 +17,8 @@ from scatterdp.engines.precision import full_precision
 from scatterdp.engines.strategies import STRATEGIES
 from scatterdp.errors import UserError
 
-PRODUCTS = (
-    torch.backends.cuda.matmul,
-    torch.backends.cudnn.conv,
-    torch.backends.mkldnn.matmul,
-    torch.backends.mkldnn.conv,
-)
+BACKENDS: Any = torch.backends
+PRODUCTS = (BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.mkldnn.matmul, BACKENDS.mkldnn.conv)
 BOUND = 0.01
 
 
@@ -38,7 +35,7 @@ def coarse_products() -> Iterator[list[str]]:
     """The coarsest that a user can ask of torch."""
     before = precisions()
     torch.set_float32_matmul_precision("medium")
-    torch.backends.mkldnn.conv.fp32_precision = "bf16"
+    BACKENDS.mkldnn.conv.fp32_precision = "bf16"
     yield precisions()
     torch.set_float32_matmul_precision("highest")
     for product, precision in zip(PRODUCTS, before, strict=True):
