@@ -33,11 +33,13 @@ def precisions() -> list[str]:
 @pytest.fixture
 def coarse_products() -> Iterator[list[str]]:
     """The coarsest that a user can ask of torch."""
-    before = precisions()
+    before, allowed = precisions(), torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
     torch.set_float32_matmul_precision("medium")
     BACKENDS.mkldnn.conv.fp32_precision = "bf16"
     yield precisions()
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = allowed
     for product, precision in zip(PRODUCTS, before, strict=True):
         product.fp32_precision = precision
 
