@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import sys
 import time
@@ -25,6 +26,7 @@ INTERRUPTED_WITH_NOTHING = "interrupted: nothing was written"
 
 _PATIENCE = 5  # seconds in which torchrun ends the others, if it is on this machine
 _LOST = 1  # the exit code when a process is gone that could tell nothing
+_UNREAD = 128 + 13  # as a program that SIGPIPE ends
 _Config = TypeVar("_Config")
 
 
@@ -44,10 +46,15 @@ def exit_code(command: Callable[[], int | None]) -> int:
 def _code_of(command: Callable[[], int | None]) -> int:
     try:
         code = command() or 0
+        sys.stdout.flush()
         if connected():
             with suppress(ProcessLostError):  # another has ended already
                 ranks_of_environment().wait()
         return code
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        return _UNREAD
     except ProcessLostError as error:
         return _told(f"error: {error}", _LOST, because_of_another=True)
     except UserError as error:
@@ -59,6 +66,16 @@ def _code_of(command: Callable[[], int | None]) -> int:
         if several():
             _first_to_end(stop.code if isinstance(stop.code, int) else 1)
         raise
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of standard output is gone, as ``head`` is when it has its lines; what is printed from now on goes nowhere."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    gone = any(event & select.POLLERR for _, event in output.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 def parsed(config: type[_Config], *, prog: str, args: list[str] | None, description: str | None) -> _Config:

@@ -34,7 +34,7 @@ from scatterdp.ranks import is_first, ranks_of_environment
 from scatterdp.recipes import extractor_of
 from scatterdp.records import RunFolder, new_run_dir, peak_memory_bytes
 from scatterdp.report.plots import plot_accuracy_and_epsilon
-from scatterdp.sizes import bytes_of
+from scatterdp.sizes import bytes_of, in_words
 from scatterdp.tables.labelled_images import open_labelled_images
 from scatterdp.training.checkpoint import Checkpoint
 from scatterdp.training.device import resolve_device
@@ -387,9 +387,7 @@ def _memory_budget(config: RunSettings, features: Features, device: torch.device
         budget = default_budget(device, processes)
     rows = sum(matrix_bytes(features, split) for split in SPLITS) // processes
     if budget is not None and rows > budget:
-        say(
-            f"memory: {rows / 1e9:.2f} GB of features, a budget of {budget / 1e9:.2f} GB: batches are read from the disk"
-        )
+        say(f"memory: {in_words(rows)} of features, a budget of {in_words(budget)}: batches are read from the disk")
     return budget
 
 

@@ -29,6 +29,16 @@ def bytes_of(size: str, *, argument: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+def in_words(size: float) -> str:
+    """Bytes for a person, in the largest unit of which there is one.
+
+    >>> in_words(1.536e9), in_words(2e6), in_words(640)
+    ('1.54 GB', '2 MB', '0.64 kB')
+    """
+    unit = max((unit for unit in _UNITS if _UNITS[unit] <= size), key=_UNITS.__getitem__, default="kB")
+    return f"{size / _UNITS[unit]:.3g} {unit}"
+
+
 def available_memory() -> int | None:
     """Bytes of main memory that are free or can be freed, or None where the system does not say (Linux does)."""
     return report_field(Path("/proc/meminfo"), "MemAvailable")

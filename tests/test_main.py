@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -106,3 +107,19 @@ class TestExitCode:
 
         with pytest.raises(type(error)):
             exit_code(command)
+
+
+def test_a_reader_that_goes_away_ends_the_command_without_a_word():
+    command = [sys.executable, "-m", "scatterdp", "budget", "--num_samples=2000", "--batch_size=500", "--epochs=4"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    found = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (found.returncode, found.stderr) == (141, "")
+
+
+def test_another_broken_pipe_is_not_taken_for_it():
+    code = "from scatterdp.exits import exit_code\ndef broken(): raise BrokenPipeError\nexit_code(broken)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert "BrokenPipeError" in found.stderr

@@ -212,7 +212,7 @@ def without(arguments: list[str], *names: str) -> list[str]:
         ({"tiny_images": "eleven.npz"}, "tiny_images=eleven.npz: labels from 10 to 10, expected 0 to 9"),
         ({"data_size": 4000}, "data_size=4000: expected 1438 to 3437; digits has 1437 training images and "),
         ({"data_size": 1437}, "data_size=1437: expected 1438 to 3437"),
-        ({"batch_size": 1500}, "batch_size=1500: expected at most 1437, an epoch's examples"),
+        ({"batch_size": 1500}, "batch_size=1500: expected at most 1437, the examples of an epoch"),
         ({"memory_budget": "much"}, "memory_budget='much': expected a size such as 500MB or 2GB"),
     ],
 )

@@ -2,7 +2,7 @@
 
     python -m scatterdp report runs/                         # every run in a folder
     python -m scatterdp report runs/a runs/b --out=two.html
-    python -m scatterdp report --tail=sweeps/opacus          # follow a sweep in the terminal
+    python -m scatterdp report --tail=runs/opacus_baseline   # follow a sweep in the terminal
 
 Each figure lies as PNG and SVG in report_files/ beside it.
 """

@@ -26,6 +26,8 @@ from scatterdp.sweeps.outline import read_outline, told
 from scatterdp.sweeps.plans import PlannedRun
 from scatterdp.sweeps.sweep import Places, Sweep, distinct_budgets
 
+_MOST_FAILED = 5  # that are told one by one
+
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
@@ -93,12 +95,17 @@ def sweep(config: SweepConfig) -> int:
         )
     record = execute(prepared, folder, _workers(config, prepared))
     failed = record.count("failed")
-    print(f"{record.count('done')} runs done, {failed} failed" + (": results.md says why" if failed else ""))
+    done = record.count("done")
+    print(f"{done} run{'s' * (done != 1)} done, {failed} failed")
+    for entry in [entry for entry in record.runs if entry.error][:_MOST_FAILED]:
+        print(f"failed: {told(entry.changes) or entry.name}: {entry.error}")
+    if failed > _MOST_FAILED:
+        print(f"… and {failed - _MOST_FAILED} more: results.md has them all")
     for line in best_in_words(record):
         print(f"best by {record.score.replace('_', ' ')}: {line}")
     print(record.selection["statement"])
     print(f"sweep: {folder.path}")
-    if config.random is not None and record.count("done"):
+    if config.random is not None and done:
         print(f"may be published, and nothing else: {folder.path / 'best'}")
     if config.random is not None and failed:
         print("a random search that has finished tries nothing again: for another, give a new --out; it spends anew")

@@ -77,10 +77,10 @@ class StreamedImages:
         return images
 
     def update_digest(self, digest: hashlib._Hash) -> None:
-        """Labels, names and sizes of the files, and of held images the pixels."""
+        """Labels, names and sizes of the files; of held images the pixels, of others when their files last changed."""
         digest.update(repr((len(self), self.image_size, [file.name for file in self.files])).encode())
-        arrays = [self.which, self.places, self.labels, *([] if self._held is None else [self._held])]
-        for array in arrays:
+        content = np.array([file.stat().st_mtime_ns for file in self.files]) if self._held is None else self._held
+        for array in (self.which, self.places, self.labels, content):
             digest.update(np.ascontiguousarray(array).data)
 
     def _decode(self, row: int) -> np.ndarray:
@@ -125,7 +125,7 @@ class StreamedDataset:
     kind: str
 
     def fingerprint(self) -> str:
-        """SHA-256 over classes, labels, names and sizes of the files and, of held images, the pixels. Private, like a data set's."""
+        """SHA-256 over classes, labels, names and sizes of the files and, of held images, the pixels, of others the times of the last change. Private, like a data set's."""
         digest = hashlib.sha256(repr(self.class_names).encode())
         self.train.update_digest(digest)
         self.test.update_digest(digest)

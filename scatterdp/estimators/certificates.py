@@ -15,7 +15,7 @@ from scatterdp.privacy.accounting import ADJACENCY, Accountant
 from scatterdp.privacy.certificate import make_certificate, rounded_up
 from scatterdp.privacy.ledger import Ledger, LedgerEntry
 from scatterdp.privacy.randomness import Origin, RandomKey
-from scatterdp.privacy.sampling import ShuffledBatches
+from scatterdp.privacy.sampling import ShuffledBatches, common_adjacency
 from scatterdp.training.distributed import LIMITS, describe
 
 NAME = "the arrays given to fit"
@@ -120,10 +120,7 @@ def compose(
         for entry in Ledger.from_json(certificate["ledger"]).entries
     ]
     first, last = certificates[0], certificates[-1]
-    # What holds when an example is added or removed holds when it is replaced by nothing; not the other way round.
-    adjacency = next(
-        (found for found in (adjacency, *(c["adjacency"] for c in certificates)) if found != ADJACENCY), ADJACENCY
-    )
+    adjacency = common_adjacency([adjacency, *(certificate["adjacency"] for certificate in certificates)])
     return make_certificate(
         Ledger([*entries, *more]),
         delta=max(certificate["delta"] for certificate in certificates) if delta is None else delta,

@@ -44,7 +44,7 @@ class FinetuneConfig(RunConfig):
     finetune_cut_last_layer: bool = True
     """Start the last layer anew in place of taking it from finetune_path."""
     num_layers_to_freeze: int = 0
-    """Of the network's eleven layers so many stay as they are: stem, pad, pool, group1 … group4, norm, relu, mean, linear."""
+    """0 to 10: of the network's eleven layers so many stay as they are: stem, pad, pool, group1 … group4, norm, relu, mean, linear."""
     train_device_batch_size: int = 128
     """Images in work at once."""
     grad_acc_steps: int = 1

@@ -92,7 +92,7 @@ def make_plan(config: FinetuneConfig, num_examples: int) -> TrainingPlan:
     warmup = round(config.lr_warmup_epochs * steps_per_epoch)
     if warmup >= steps_per_epoch * config.num_train_epochs:
         raise ConfigError(
-            f"lr_warmup_epochs={config.lr_warmup_epochs:g}: expected less than num_train_epochs={config.num_train_epochs}"
+            f"lr_warmup_epochs={config.lr_warmup_epochs:g}: expected less than num_train_epochs={config.num_train_epochs}; give --lr_warmup_epochs=0 for none"
         )
     plan = TrainingPlan(
         num_examples=num_examples,
@@ -137,6 +137,6 @@ def _announce(config: FinetuneConfig, plan: TrainingPlan) -> None:
     else:
         how = "given" if config.noise_multiplier is not None else "solved"
     say(
-        f"{common}; sample rate {plan.selection().sample_rate:.4g}, noise multiplier {plan.sigma:g} ({how}), clip norm {plan.max_grad_norm:g}"
+        f"{common}; sample rate {plan.selection().sample_rate:.4g}, noise multiplier {plan.sigma:g} ({how}{'' if plan.sigma else ', NOT PRIVATE'}), clip norm {plan.max_grad_norm:g}"
     )
     announce_budget(plan)

@@ -88,7 +88,7 @@ def read_weights(path: Path, *, wrappers: Sequence[str] = WRAPPERS, argument: st
             f"{argument}={path}: {what}; take a file of tensors alone, such as torch.save(model.state_dict(), FILE) writes"
         ) from None
     except _READ_ERRORS as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+        reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
         raise WeightsError(f"{argument}={path}: not a readable checkpoint, or a damaged one ({reason})") from None
     tensors = _unwrapped(content, wrappers)
     if not tensors:
@@ -146,17 +146,17 @@ def load_weights(
                 continue
             instead = f", it has {extra[0]}" if extra else ""
             raise WeightsError(
-                f"{argument}={source}: of another network: {name} is missing{instead}; give the file of this one"
+                f"{argument}={source}: of another network: {name} is missing{instead}; give a file of this one, or choose that network"
             )
         if weights[name].shape != own[ours].shape:
             raise WeightsError(
                 f"{argument}={source}: of another network: {name} has shape {tuple(weights[name].shape)}, expected "
-                f"{tuple(own[ours].shape)}; give the file of this one"
+                f"{tuple(own[ours].shape)}; give a file of this one, or choose that network"
             )
         found[ours] = weights[name]
     if extra:
         raise WeightsError(
-            f"{argument}={source}: of another network: this one has no {extra[0]}; give the file of this one"
+            f"{argument}={source}: of another network: this one has no {extra[0]}; give a file of this one, or choose that network"
         )
     model.load_state_dict(found)
 

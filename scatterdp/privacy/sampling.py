@@ -22,6 +22,7 @@ True
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,6 +39,11 @@ Sampling = Literal["poisson", "shuffle"]
 DRAWS = 2
 
 _BLOCK = 1 << 16  # rows whose numbers are drawn together
+
+
+def common_adjacency(adjacencies: Iterable[str]) -> str:
+    """What several releases of the same data hold for together: what holds when an example is added or removed holds when it is replaced by nothing; not the other way round."""
+    return next((found for found in adjacencies if found != ADJACENCY), ADJACENCY)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from dataclasses import dataclass, field
+from decimal import ROUND_CEILING, Context
 from typing import Any
 
 from scatterdp.privacy.certificate import rounded_up
@@ -96,11 +97,16 @@ def detection_limit(epsilon: float, delta: float, false_alarms: float) -> float:
     return min(first, second, 1.0)
 
 
+def _at_most(value: float) -> str:
+    """To three digits, never below ``value``."""
+    return f"{Context(prec=3, rounding=ROUND_CEILING).create_decimal(value):.3g}"
+
+
 def _promise(certificate: dict[str, Any]) -> list[str]:
     epsilon, delta = certificate["epsilon"], certificate["delta"]
-    told = f"{math.exp(epsilon):.3g}" if epsilon < 50 else f"e^{epsilon:.0f}"
+    told = _at_most(math.exp(epsilon)) if epsilon < 50 else f"e^{math.ceil(epsilon)}"
     tests = [
-        f"{100 * detection_limit(epsilon, delta, share):.3g} % of those that were there at {100 * share:g} % false alarms"
+        f"{_at_most(100 * detection_limit(epsilon, delta, share))} % of those that were there at {100 * share:g} % false alarms"
         for share in _FALSE_ALARMS
     ]
     lines = [

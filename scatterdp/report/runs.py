@@ -204,7 +204,7 @@ def read_run(path: Path, name: str) -> Run:
         UserError: it is unfinished or damaged; the message is the reason alone.
     """
     if not (path / "summary.json").exists():
-        unfinished = "it is not finished, or was stopped: python -m … --resume goes on with it"
+        unfinished = "it is not finished: wait, or if it was stopped start its sweep again, or python -m … --resume of this run alone"
         raise UserError(
             unfinished if (path / "checkpoint.pt").exists() else "it is not finished: it has no summary.json"
         )

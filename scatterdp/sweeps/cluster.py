@@ -108,7 +108,15 @@ def local_workers(*, workers: int | None, threads_per_worker: int | None, cuda_d
             cluster = stack.enter_context(
                 SpecCluster(
                     workers={number: worker(number) for number in range(usual if workers is None else workers)},
-                    scheduler={"cls": Scheduler, "options": {"dashboard": False, "host": "127.0.0.1", "port": 0}},
+                    scheduler={
+                        "cls": Scheduler,
+                        "options": {
+                            "dashboard": False,
+                            "dashboard_address": "127.0.0.1:0",
+                            "host": "127.0.0.1",
+                            "port": 0,
+                        },
+                    },
                     shutdown_on_close=True,
                 )
             )

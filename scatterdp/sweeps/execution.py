@@ -59,6 +59,10 @@ def execute(sweep: Sweep, folder: SweepFolder, workers: AbstractContextManager[W
     return record
 
 
+#: What a run saw has been paid for once; with its key and its steps gone, another try would be another run.
+_GONE = "its folder, or what it held, is gone, and its budget is spent; bring the folder back, or sweep this combination anew into another --out"
+
+
 class _Journal:
     """Writes down where the sweep is."""
 
@@ -85,6 +89,8 @@ class _Journal:
                 entry.state = "done"
                 for name, value in outcome_of(run_dir).items():
                     setattr(entry, name, value)
+            elif entry.looked and not has_looked(run_dir):
+                entry.state, entry.error = "failed", _GONE
             elif planned.plan is None:
                 entry.state, entry.error = "failed", planned.error
             else:

@@ -58,9 +58,11 @@ def _picture(record: SweepRecord, folder: Path, running: bool) -> Group:
         if entry.state == "waiting" and entry not in waiting[:_MOST_WAITING]:
             continue
         star = "★ " if entry.name in best else ""
-        table.add_row(f"{star}{entry.name}", *_row(entry, folder), style=_COLOURS[entry.state])
+        table.add_row(f"{star}{entry.name}", *_row(entry, folder, running), style=_COLOURS[entry.state])
     hidden = len(waiting) - _MOST_WAITING
-    counts = ", ".join(f"{record.count(state)} {state}" for state in ("done", "running", "waiting", "failed"))
+    counts = ", ".join(
+        f"{record.count(state)} {_told_state(state, running)}" for state in ("done", "running", "waiting", "failed")
+    )
     if record.finished:
         end = "finished"
     else:
@@ -74,7 +76,12 @@ def _picture(record: SweepRecord, folder: Path, running: bool) -> Group:
     return Group(*parts)
 
 
-def _row(entry: RunEntry, folder: Path) -> list[str]:
+def _told_state(state: str, running: bool) -> str:
+    """A state as the record has it, unless nobody is there to run anything."""
+    return "stopped" if state == "running" and not running else state
+
+
+def _row(entry: RunEntry, folder: Path, running: bool) -> list[str]:
     last = _last_metrics(folder / entry.run_dir) if entry.state == "running" else {}
     accuracy = last.get("test_accuracy", entry.test_accuracy)
     epsilon = last.get("epsilon", entry.epsilon)
@@ -82,7 +89,7 @@ def _row(entry: RunEntry, folder: Path) -> list[str]:
     epochs = "" if entry.epochs is None else str(entry.epochs)
     epoch = f"{last.get('epoch', 0)}/{epochs}" if entry.state == "running" else epochs
     return [
-        entry.state,
+        _told_state(entry.state, running),
         epoch,
         "" if accuracy is None else f"{accuracy:.4f}",
         "" if epsilon is None else rounded_up(epsilon),

@@ -103,8 +103,8 @@ def certificate_of_best(
         Ledger([entry]),
         delta=selection["delta"],
         accountant="rdp",  # the theorem is about Rényi divergences
-        adjacency=own["adjacency"],
-        sampler={"kind": "composed", "num_examples": own["data"]["num_train"], "adjacency": own["adjacency"]},
+        adjacency=selection["adjacency"],
+        sampler={"kind": "composed", "num_examples": own["data"]["num_train"], "adjacency": selection["adjacency"]},
         key=own["noise_source"]["origin"],
         data=own["data"],
         features=own["features"],

@@ -78,7 +78,7 @@ def _note(entry: RunEntry, future: Future, folder: Path) -> None:
         raise UserError("the scheduler is gone or has dropped a run; the same command goes on from there")
     error = future.exception() if future.status == "error" else None
     if error is not None:
-        entry.state, entry.looked = "failed", has_looked(run_dir)
+        entry.state, entry.looked = "failed", entry.looked or has_looked(run_dir)
         entry.error = (
             f"its worker died four times, perhaps out of memory (see logs/{entry.name}.txt)"
             if isinstance(error, KilledWorker)
@@ -86,6 +86,7 @@ def _note(entry: RunEntry, future: Future, folder: Path) -> None:
         )
         return
     outcome = future.result()
+    outcome["looked"] |= entry.looked
     entry.state = "done" if outcome["error"] is None else "failed"
     for name, value in outcome.items():
         setattr(entry, name, value)

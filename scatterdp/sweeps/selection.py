@@ -22,7 +22,7 @@ nothing else. Theorem 2 of the paper bounds that by one trial's Rényi divergenc
 6. *All K trials are run.* A sweep that is stopped early, or whose best is taken before it has finished, has no such bound. One that was killed goes on with the same trials and noise.
    One that has finished tries nothing again: there is one best.
 
-Both figures hold for the usual neighbouring data sets, and are computed at the largest δ of the runs.
+Both figures hold for the neighbouring data sets that all combinations of the outline hold for, and are computed at the largest δ of the runs.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from scatterdp.privacy.accounting import Accountant, epsilon_of
 from scatterdp.privacy.certificate import rounded_up
 from scatterdp.privacy.ledger import finite_or_none
 from scatterdp.privacy.renyi import divergences_of, tight_epsilon
+from scatterdp.privacy.sampling import common_adjacency
 from scatterdp.privacy.tuning import NumberOfTrials
 from scatterdp.training.plan import TrainingPlan
 
@@ -109,7 +110,7 @@ def selection_cost(
         seeded: noise comes from seeds.
 
     Returns:
-        ``scheme`` (``"grid"`` or ``"random"``), ``score``, ``runs_that_looked``, ``delta``; ``epsilon_if_tuning_were_free``: of the costliest run alone (of a random search: of the costliest candidate, drawn or
+        ``scheme`` (``"grid"`` or ``"random"``), ``score``, ``runs_that_looked``, ``delta``, ``adjacency``; ``epsilon_if_tuning_were_free``: of the costliest run alone (of a random search: of the costliest candidate, drawn or
         not), the figure that is often reported; ``epsilon_composed`` with ``composed_by``: of all that looked; ``epsilon_of_best``: of publishing the chosen run and nothing else; ``statement``: all of it in
         words. An ε is None where nothing is guaranteed.
     """
@@ -129,6 +130,7 @@ def selection_cost(
         "score": score,
         "runs_that_looked": len(looked),
         "delta": delta,
+        "adjacency": common_adjacency(plan.selection().adjacency for plan in (*looked, *candidates)),
         "epsilon_if_tuning_were_free": finite_or_none(alone),
         "epsilon_composed": finite_or_none(everything),
         "composed_by": accountant,
@@ -144,15 +146,16 @@ def statement_of_best(found: dict[str, Any]) -> str:
     if found["epsilon_of_best"] is None:
         return "The choice has no guarantee."
     return (
-        f"The best by {found['score']} of a random number of runs is {_pair(found['epsilon_of_best'], found['delta'])}-differentially private (add or remove one "
-        f"example; Papernot & Steinke 2021, arXiv 2110.03620, theorem 2; truncated negative binomial number of runs, η = {found['shape']:g}, mean "
+        f"The best by {found['score']} of a random number of runs is {_pair(found['epsilon_of_best'], found['delta'])}-differentially private (Papernot & Steinke 2021, arXiv 2110.03620, theorem 2; truncated negative binomial number of runs, η = {found['shape']:g}, mean "
         f"{found['mean_trials']:g}), if nothing else of the search is published: no other run, not how many there were, not how long it took. Counting one "
-        f"run alone, the costliest of the outline, as if tuning were free, would say ε = {_told(found['epsilon_if_tuning_were_free'])}."
+        f"run alone, the costliest of the outline, as if tuning were free, would say ε = {_told(found['epsilon_if_tuning_were_free'])}. Neighbouring data sets: {found['adjacency']}."
     )
 
 
 def _statement(found: dict[str, Any], exact: bool, seeded: bool) -> str:
     looked, free = found["runs_that_looked"], _told(found["epsilon_if_tuning_were_free"])
+    if not looked:
+        return "No run has looked at the private data."
     runs = "1 run looked" if looked == 1 else f"{looked} runs looked"
     together = f"{runs} at the private data: together {_pair(found['epsilon_composed'], found['delta'])}."
     if exact:
@@ -170,8 +173,9 @@ def _statement(found: dict[str, Any], exact: bool, seeded: bool) -> str:
             f"{statement_of_best(found)} The number of runs must stay secret: whoever sees this folder, the sweep's progress or the time it took learns it, or "
             "all results, and against them only the composition counts. A sweep that is stopped early has no such bound: finish it."
         )
+    neighbours = f" Neighbouring data sets: {found['adjacency']}." * (exact or found["scheme"] == "grid")
     seeds = " The noise comes from seeds: all of this holds only against those who cannot learn or guess them." * seeded
-    return f"{together} {choice}{seeds}"
+    return f"{together} {choice}{neighbours}{seeds}"
 
 
 def _pair(epsilon: float | None, delta: float) -> str:

@@ -70,7 +70,7 @@ class Sweep:
         try:
             return NumberOfTrials(mean=mean, shape=SHAPE)
         except ConfigError as error:
-            raise ConfigError(f"random: {error}") from error
+            raise ConfigError(f"random={mean:g}: {str(error).partition(': ')[2]}") from error
 
     def new_changes(self) -> list[dict[str, Any]]:
         """What each run changes: all combinations, or a random number of them drawn with replacement, by a fresh key."""

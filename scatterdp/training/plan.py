@@ -111,7 +111,7 @@ class TrainingPlan:
                 raise ConfigError(f"{name}={value}: expected 1 to {self.num_examples}, the number of training examples")
         if self.steps_per_epoch < 1:
             raise ConfigError(
-                f"batch_size={self.batch_size}: expected at most {self.epoch_examples}, an epoch's examples"
+                f"batch_size={self.batch_size}: expected at most {self.epoch_examples}, the examples of an epoch, which may be fewer than all"
             )
         for name in ("epochs", "augmentation_multiplicity"):
             if getattr(self, name) < 1:

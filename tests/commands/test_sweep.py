@@ -118,7 +118,7 @@ class TestErrors:
             (("none.toml",), "error: outline=none.toml: cannot be read"),
             (("small.toml", "--workers=0"), "error: workers=0: expected a whole number ≥ 1"),
             (("small.toml", "--workers=1", "--scheduler=tcp://x:1"), "leave workers out"),
-            (("small.toml", "--random=0.3"), "error: random: mean=0.3: expected"),
+            (("small.toml", "--random=0.3"), "error: random=0.3: expected"),
             (("small.toml", "--out=small.toml"), "is a file and is left alone"),
         ],
     )

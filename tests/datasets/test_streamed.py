@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,16 @@ def test_held_images_are_the_same_and_count_in_the_fingerprint(folder):
     changed = open_streamed(folder, image_size=8)
     changed.train.hold()
     assert changed.fingerprint() != before
+
+
+def test_of_images_that_are_not_held_the_last_change_of_their_files_counts(folder):
+    before = open_streamed(folder, image_size=8).fingerprint()
+    assert open_streamed(folder, image_size=8).fingerprint() == before
+    name = folder / "train" / "a" / "0.png"
+    assert len(png(7)) == name.stat().st_size
+    time.sleep(0.01)  # longer than file systems take for the same moment
+    name.write_bytes(png(7))
+    assert open_streamed(folder, image_size=8).fingerprint() != before
 
 
 def test_shards_are_read_where_images_lie(tmp_path):

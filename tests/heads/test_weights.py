@@ -117,7 +117,7 @@ def test_loading_replaces_every_tensor(tensors):
 
 def test_the_first_missing_tensor_is_named(tensors):
     del tensors["1.bias"], tensors["3.weight"]
-    with pytest.raises(WeightsError, match=r"weights=x: of another network: 1\.bias is missing; give the file"):
+    with pytest.raises(WeightsError, match=r"weights=x: of another network: 1\.bias is missing; give a file"):
         load_weights(network(), tensors, source="x")
 
 

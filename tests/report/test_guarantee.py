@@ -46,6 +46,12 @@ def test_epsilon_is_rounded_up_and_noise_that_is_none_is_called_so():
     assert "But:" not in told
 
 
+def test_what_holds_at_most_is_rounded_up():
+    told = words(epsilon=4.18978, delta=1e-9)  # e^4.18978 = 66.0085
+    assert "at most 66.1 times" in told
+    assert "66.1 % of those that were there at 1 % false alarms" in told
+
+
 def test_no_promise_without_privacy():
     told = words(private=False, epsilon=None)
     assert "this run is NOT private" in told

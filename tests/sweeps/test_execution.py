@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,7 @@ from scatterdp.sweeps import execution
 from scatterdp.sweeps import record as record_module
 from scatterdp.sweeps.execution import execute
 from scatterdp.sweeps.folder import SweepFolder, is_running
-from scatterdp.sweeps.record import SweepRecord
+from scatterdp.sweeps.record import RunEntry, SweepRecord
 from scatterdp.sweeps.sweep import distinct_budgets
 from scatterdp.sweeps.table import COLUMNS
 from tests.sweeps.conftest import QUICK
@@ -42,6 +43,17 @@ def known(value: float | None) -> float:
 def rows(folder: SweepFolder) -> list[dict[str, str]]:
     with (folder.path / "results.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+def never_begun(folder: SweepFolder, entry: RunEntry) -> Path:
+    """As if the sweep had been killed before this run; returns where its folder was."""
+    run_dir = folder.path / entry.run_dir
+    shutil.rmtree(run_dir)
+    record = SweepRecord.load(folder.path)
+    mine = next(each for each in record.runs if each.name == entry.name)
+    mine.state, mine.looked = "waiting", False
+    record.save(folder.path)
+    return run_dir
 
 
 class TestExecute:
@@ -73,7 +85,7 @@ class TestExecute:
 
     def test_only_what_is_missing_is_run(self, make_sweep, folder, workers):
         first = execute(make_sweep(), folder, workers)
-        shutil.rmtree(folder.path / first.runs[1].run_dir)
+        never_begun(folder, first.runs[1])
         before = [
             (folder.path / entry.run_dir / "summary.json").stat().st_mtime_ns
             for entry in first.runs
@@ -88,11 +100,22 @@ class TestExecute:
         assert before == after
         assert again.count("done") == 2
 
+    def test_a_run_whose_folder_is_gone_has_spent_its_budget_and_is_not_run_again(self, make_sweep, folder, workers):
+        first = execute(make_sweep(), folder, workers)
+        kept = folder.path / first.runs[1].run_dir
+        kept.rename(folder.path / "kept")
+        again = execute(make_sweep(), folder, workers)
+        assert [entry.state for entry in again.runs] == ["done", "failed"]
+        assert "its budget is spent" in (again.runs[1].error or "")
+        assert again.selection["runs_that_looked"] == 2
+        assert not kept.exists()
+        (folder.path / "kept").rename(kept)
+        assert execute(make_sweep(), folder, workers).count("done") == 2
+
     def test_a_run_that_was_killed_before_its_config_begins_anew(self, make_sweep, folder, workers):
         sweep = make_sweep(QUICK.replace("[3, 4]", "[3]"))
         record = execute(sweep, folder, workers)
-        run_dir = folder.path / record.runs[0].run_dir
-        shutil.rmtree(run_dir)
+        run_dir = never_begun(folder, record.runs[0])
         run_dir.mkdir()
         (run_dir / "config.json.tmp").write_text("{")
         assert execute(sweep, folder, workers).count("done") == 1
@@ -367,7 +390,7 @@ class TestRandom:
                 "give the outline a validation_noise_multiplier",
             ),
             (QUICK.replace("noise_multiplier = [3, 4]", 'optim = ["SGD", "LR"]'), 3.0, "optim=LR is not private"),
-            (QUICK, 0.5, "random: mean=0.5: expected"),
+            (QUICK, 0.5, "random=0.5: expected"),
         ],
     )
     def test_what_would_void_the_bound_is_refused(self, make_sweep, text, mean, message):

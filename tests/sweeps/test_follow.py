@@ -59,7 +59,7 @@ class TestFollow:
         assert "1.5000" in said
         assert "too little" in said
         assert "… and 2 more that wait" in said
-        assert "1 done, 1 running, 5 waiting, 1 failed; stopped before its end" in said
+        assert "1 done, 1 stopped, 5 waiting, 1 failed; stopped before its end" in said
 
     def test_it_ends_with_the_sweep(self, tmp_path, record, console, monkeypatch):
         monkeypatch.setattr(module, "_SECONDS", 0.01)

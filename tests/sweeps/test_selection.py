@@ -108,6 +108,21 @@ class TestSelectionCost:
         said = {statement_of_best(cost(looked, [SAMPLED, costly], random_mean=10.0)) for looked in drawn}
         assert len(said) == 1
 
+    @pytest.mark.parametrize("random_mean", [None, 10.0])
+    def test_the_neighbouring_data_sets_are_those_of_all_combinations(self, random_mean):
+        shuffled = dataclasses.replace(SAMPLED, sampling="shuffle")
+        for looked, candidates in (([SAMPLED], [SAMPLED, shuffled]), ([shuffled], [shuffled])):
+            found = cost(looked, candidates, random_mean=random_mean)
+            assert found["adjacency"] == shuffled.selection().adjacency
+            assert "zero-out" in found["statement"]
+            assert "add or remove" not in found["statement"]
+        found = cost([SAMPLED], [SAMPLED], random_mean=random_mean)
+        assert found["statement"].count("Neighbouring data sets: add or remove one example") == 1
+        assert "zero-out" not in found["statement"]
+
+    def test_where_nothing_was_seen_nothing_is_said_of_a_choice(self):
+        assert cost([], [SAMPLED])["statement"] == "No run has looked at the private data."
+
     def test_seeds_are_named(self):
         assert "from seeds" in cost([SAMPLED], [SAMPLED], seeded=True)["statement"]
         assert "from seeds" not in cost([SAMPLED], [SAMPLED])["statement"]

@@ -363,7 +363,7 @@ class TestEpochsOfPartOfTheData:
             ({"epoch_examples": 0}, "epoch_examples=0: expected 1 to 1000"),
             ({"epoch_examples": 1001}, "epoch_examples=1001: expected 1 to 1000"),
             ({"statistics_examples": 1001}, "statistics_examples=1001: expected 1 to 1000"),
-            ({"epoch_examples": 299}, "batch_size=300: expected at most 299, an epoch's examples"),
+            ({"epoch_examples": 299}, "batch_size=300: expected at most 299, the examples of an epoch"),
         ],
     )
     def test_out_of_range(self, changes, message):
