@@ -31,6 +31,7 @@ from scatterdp.engines.modules import (
     own_parameters,
     versions_of,
 )
+from scatterdp.engines.precision import full_precision, in_single_precision
 from scatterdp.engines.rules import RULES, Rule, rule_for
 from scatterdp.errors import UserError
 
@@ -72,11 +73,13 @@ def decisions(model: nn.Module, loss: PerExampleLoss, x: Tensor, y: Tensor, *, c
 
 def per_example_gradients(model: nn.Module, loss: PerExampleLoss, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     """Per-example gradients ``(b, *shape)`` by parameter name, from one backward pass."""
-    return {
-        full_name(name, parameter): values
-        for name, rule in backward(model, loss, x, y)
-        for parameter, values in rule.per_example().items()
-    }
+    rules = backward(model, loss, x, y)
+    with full_precision(x.device):
+        return {
+            full_name(name, parameter): values
+            for name, rule in rules
+            for parameter, values in rule.per_example().items()
+        }
 
 
 def engine_on(rules_of: Callable[..., list[tuple[str, Rule]]], use_ghost: Callable[[Rule], bool]) -> Engine:
@@ -98,8 +101,8 @@ def engine_on(rules_of: Callable[..., list[tuple[str, Rule]]], use_ghost: Callab
     ) -> ClippedSum:
         check_copies(x, copies)
         rules = rules_of(model, loss, x, y, copies=copies)
-        sums, norms = clip(rules, len(x) // copies, max_grad_norm=max_grad_norm, clipping=clipping, use_ghost=use_ghost)
-        return ClippedSum(sums, norms.to(x.device, x.dtype if x.is_floating_point() else torch.float32))
+        clipped = clip(rules, len(x) // copies, max_grad_norm=max_grad_norm, clipping=clipping, use_ghost=use_ghost)
+        return ClippedSum(clipped.gradients, clipped.norms.to(x.device, torch.promote_types(x.dtype, torch.float32)))
 
     return engine
 
@@ -111,18 +114,19 @@ def clip(
     max_grad_norm: float,
     clipping: Clipping,
     use_ghost: Callable[[Rule], bool],
-) -> tuple[dict[str, Tensor], Tensor]:
+) -> ClippedSum:
     """Clipped gradient sums by parameter name, and norms ``(b,)`` before clipping in double precision."""
-    squares = [rule.squared_norms(ghost=use_ghost(rule)).double() for _, rule in rules]
-    stacked = torch.stack(squares) if squares else torch.zeros(0, examples, dtype=torch.float64)
-    factors, norms = layer_factors(stacked, max_grad_norm, clipping)
-    finite = norms.isfinite()
-    sums = {
-        full_name(name, parameter): value
-        for (name, rule), layer in zip(rules, factors, strict=True)
-        for parameter, value in rule.clipped_sum(layer, finite).items()
-    }
-    return sums, norms
+    with full_precision(rules[0][1].inputs.device if rules else torch.device("cpu")):
+        squares = [rule.squared_norms(ghost=use_ghost(rule)).double() for _, rule in rules]
+        stacked = torch.stack(squares) if squares else torch.zeros(0, examples, dtype=torch.float64)
+        factors, norms = layer_factors(stacked, max_grad_norm, clipping)
+        finite = norms.isfinite()
+        sums = {
+            full_name(name, parameter): value
+            for (name, rule), layer in zip(rules, factors, strict=True)
+            for parameter, value in rule.clipped_sum(layer, finite).items()
+        }
+    return ClippedSum(sums, norms)
 
 
 def backward(
@@ -257,11 +261,6 @@ class Recorder:
             )
 
         return note
-
-
-def in_single_precision(values: Tensor) -> Tensor:
-    """Norms and sums of what was computed in half precision (autocast) are computed in float32: the bound must hold for the sum."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 class _Unused(Rule):

@@ -2,7 +2,8 @@
 
 **Formal guarantee.** For a set of examples S the answer is :math:`\\sum_{i \\in S} c(g_i)` over all trainable parameters jointly,
 where c is a clipping function of :mod:`scatterdp.engines.clipping` (``flat``: :math:`g_i \\min(1, C/\\lVert g_i\\rVert)`), so adding or
-removing an example moves it by at most C = ``max_grad_norm`` in L2.
+removing an example moves it by at most C = ``max_grad_norm`` in L2, but for the rounding of float32 or float64
+(:mod:`scatterdp.engines.precision`).
 
 | edge case | answer |
 |---|---|
@@ -22,6 +23,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from scatterdp.engines.clipping import Clipping
+from scatterdp.engines.precision import SUM_DTYPES
 
 #: ``(outputs (b, …), labels (b,)) -> losses (b,)``; an example's loss may depend on its own row only.
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
@@ -29,10 +31,19 @@ PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class ClippedSum:
-    """Clipped gradient sums by parameter name, and the norms ``(b,)`` before clipping (private: never published)."""
+    """Clipped gradient sums by parameter name, and the norms ``(b,)`` before clipping (private: never published).
+
+    Raises:
+        TypeError: a sum that is neither float32 nor float64.
+    """
 
     gradients: dict[str, Tensor]
     norms: Tensor
+
+    def __post_init__(self) -> None:
+        for name, total in self.gradients.items():
+            if total.dtype not in SUM_DTYPES:
+                raise TypeError(f"{name}: a sum in {total.dtype}, which rounds by more than the bound allows")
 
 
 class Engine(Protocol):

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from scatterdp.engines.clipping import Clipping, layer_factors
 from scatterdp.engines.contract import ClippedSum, PerExampleLoss
+from scatterdp.engines.modules import check_private
+from scatterdp.engines.precision import full_precision, in_single_precision
 
 
 def linear_engine(
@@ -32,16 +34,31 @@ def linear_engine(
     Raises:
         TypeError: another kind of module.
         ValueError: more than one copy of an example.
+        UserError: parameters of half precision.
     """
     if copies != 1:
         raise ValueError(f"copies={copies}: engine 'linear' takes one row an example; take 'mixed_ghost'")
     if not isinstance(model, nn.Linear):
         raise TypeError(f"engine 'linear': expected torch.nn.Linear, got {type(model).__name__}")
+    check_private(model)
     weight, bias = model.weight.detach(), model.bias
     logits = (weight @ x.t()).t()  # this way round: few rows times many is half as fast the other way
     if bias is not None:
         logits = logits + bias.detach()
-    residuals = _loss_gradient(loss, logits, y)
+    residuals, x = in_single_precision(_loss_gradient(loss, logits, y)), in_single_precision(x)
+    with full_precision(x.device):
+        return _clipped_sum(model, residuals, x, max_grad_norm, clipping, squared_norms)
+
+
+def _clipped_sum(
+    model: nn.Linear,
+    residuals: Tensor,
+    x: Tensor,
+    max_grad_norm: float,
+    clipping: Clipping,
+    squared_norms: Tensor | None,
+) -> ClippedSum:
+    """Of loss gradients at the logits ``(b, classes)`` and inputs ``(b, D)``."""
     # Double precision: squares of tiny residuals must not vanish beside huge inputs.
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     squared_inputs = torch.full((len(x),), float("bias" in trainable), dtype=torch.float64, device=x.device)

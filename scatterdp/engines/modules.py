@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from scatterdp.engines.precision import SUM_DTYPES
 from scatterdp.errors import UserError
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -36,8 +37,8 @@ def check_private(model: nn.Module) -> None:
     """Refuse what mixes examples or hides a parameter's gradient.
 
     Raises:
-        UserError: batch normalisation, an instance normalisation with running statistics, or a parameter in two places; says
-            the module and the way out.
+        UserError: batch normalisation, an instance normalisation with running statistics, a parameter in two places or of half
+            precision; says the module and the way out.
     """
     seen: dict[int, str] = {}
     for name, module in model.named_modules():
@@ -66,6 +67,11 @@ def check_private(model: nn.Module) -> None:
                     "parameter of its own, or freeze it with requires_grad_(False)"
                 )
             seen[id(parameter)] = full
+            if parameter.dtype not in SUM_DTYPES:
+                raise UserError(
+                    f"{label}: its {parameter_name} is {parameter.dtype}, and sums over examples in it would exceed the bound; keep trainable "
+                    "parameters in float32 (.float()) and compute in half precision by torch.autocast"
+                )
 
 
 def versions_of(model: nn.Module) -> dict[str, int]:

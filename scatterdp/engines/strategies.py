@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from scatterdp.engines import bookkeeping
 from scatterdp.engines.contract import Engine, PerExampleLoss
 from scatterdp.engines.modules import check_private, check_unchanged, full_name, layers_of, own_parameters, versions_of
+from scatterdp.engines.precision import full_precision, in_single_precision
 from scatterdp.engines.rules import ConvolutionRule, Known, Rule, padded
 from scatterdp.errors import UserError
 
@@ -98,17 +99,19 @@ def hooks(model: nn.Module, loss: PerExampleLoss, x: Tensor, y: Tensor) -> dict[
 
 def crb(model: nn.Module, loss: PerExampleLoss, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     """One backward pass; a convolution's gradients by one convolution with a group for every example."""
+    rules = bookkeeping.backward(model, loss, x, y)
     result: dict[str, Tensor] = {}
-    for name, rule in bookkeeping.backward(model, loss, x, y):
-        if isinstance(rule, ConvolutionRule) and len(x):
-            gradients: dict[str, Tensor] = {}
-            if "weight" in rule.trainable:
-                gradients["weight"] = _grouped_weight_gradient(rule)
-            if "bias" in rule.trainable:
-                gradients["bias"] = rule.gradients.flatten(2).sum(2)
-        else:
-            gradients = rule.per_example()
-        result |= {full_name(name, parameter): values for parameter, values in gradients.items()}
+    with full_precision(x.device):
+        for name, rule in rules:
+            if isinstance(rule, ConvolutionRule) and len(x):
+                gradients: dict[str, Tensor] = {}
+                if "weight" in rule.trainable:
+                    gradients["weight"] = _grouped_weight_gradient(rule)
+                if "bias" in rule.trainable:
+                    gradients["bias"] = rule.gradients.flatten(2).sum(2)
+            else:
+                gradients = rule.per_example()
+            result |= {full_name(name, parameter): values for parameter, values in gradients.items()}
     return result
 
 
@@ -156,7 +159,7 @@ def per_example_gradients(
         raise ValueError(f"strategy={strategy!r}: expected one of {', '.join(STRATEGIES)}")
     check_private(model)
     before = versions_of(model)
-    gradients = STRATEGIES[strategy](model, loss, x, y)
+    gradients = {name: in_single_precision(g) for name, g in STRATEGIES[strategy](model, loss, x, y).items()}
     check_unchanged(model, before)
     if copies == 1:
         return gradients
@@ -169,7 +172,7 @@ def check_by_example(model: nn.Module, x: Tensor) -> None:
     That finds what no list of layers can: operations that mix examples, and weights that are used outside their layer.
 
     Args:
-        model: dropout, of values or of whole branches, is left out for the check.
+        model: dropout, of values or of whole branches, is left out for the check, and so is autocast around it.
         x: two or more made-up inputs; never private ones, for the answer is not accounted.
 
     Raises:
@@ -184,7 +187,7 @@ def check_by_example(model: nn.Module, x: Tensor) -> None:
     for module in dropouts:
         module.eval()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), full_precision(x.device):
             torch.manual_seed(0)
             weights = torch.randn(model(x[:1])[0].shape).to(x.device)
             ours, alone = (

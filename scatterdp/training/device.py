@@ -36,6 +36,6 @@ def resolve_device(name: str) -> torch.device:
             f"device={name}: this machine shows {torch.cuda.device_count()} CUDA devices; use --device=cpu"
         )
     if device.type == "cuda":
-        # TensorFloat-32 keeps 10 bits: an example's clipped gradient would exceed its bound by more than rounding.
+        # TensorFloat-32 keeps 10 bits: features would differ from the CPU's. Private sums switch it off themselves.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return device

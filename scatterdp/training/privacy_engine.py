@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 from scatterdp.engines import check_by_example
 from scatterdp.engines.bookkeeping import Recorder, by_the_shapes, clip, everywhere
 from scatterdp.engines.clipping import Clipping
+from scatterdp.engines.precision import in_single_precision
 from scatterdp.errors import ConfigError, UserError
 from scatterdp.privacy.accounting import Accountant
 from scatterdp.privacy.certificate import TRAINING
@@ -46,7 +47,8 @@ class PrivacyEngine:
 
     Batches are drawn by :meth:`batches`, for the accounting holds for that sampling only: each example independently with probability
     ``batch_size / sample_size`` (Poisson), or all of them when the two are equal. A logical batch may come in several pieces:
-    ``virtual_step`` takes all but the last, ``step`` the last; noise is added once.
+    ``virtual_step`` takes all but the last, ``step`` the last; noise is added once, and each piece counts at most once. Forward passes may
+    run under ``torch.autocast``; norms and sums are float32 in any case.
 
     Args:
         model: its trainable layers must be of :data:`scatterdp.engines.rules.RULES`.
@@ -114,6 +116,8 @@ class PrivacyEngine:
         self._recorder = Recorder(model)
         self._sums: dict[str, Tensor] = {}
         self._expected: tuple[int, bool] | None = None  # rows of the piece that is out, and whether it is the last
+        self._counted = True  # false while a piece is being added, and for good if that fails half-way
+        self._latest: object = None  # what the latest call of batches() is known by
 
     @property
     def noise_multiplier(self) -> float:
@@ -123,20 +127,28 @@ class PrivacyEngine:
     def batches(self, physical_batch_size: int = 256) -> Iterator[tuple[Tensor, bool]]:
         """Row numbers ``(b,)`` of the remaining steps' batches in pieces, and whether a piece is its batch's last.
 
-        A batch that happens to be empty is one piece without rows: its step adds noise only.
+        A batch that happens to be empty is one piece without rows: its step adds noise only. Called again in the middle of a step, it
+        begins that step anew: nothing of it was released, so what was summed is dropped. Batches of an earlier call are then void.
 
         Raises:
-            UserError: the piece before was not given to ``step`` or ``virtual_step``.
+            UserError: the piece before was not given to ``step`` or ``virtual_step``, or that failed; or a later call has begun.
         """
         if physical_batch_size < 1:
             raise ConfigError(f"physical_batch_size={physical_batch_size}: expected a whole number ≥ 1")
+        this = self._latest = object()
+        self._sums, self._expected, self._counted = {}, None, True
         selection = self.plan.selection()
         for step in range(self.steps_taken, selection.steps):
             pieces = torch.from_numpy(selection.indices(step, self._key)).split(physical_batch_size)
             for number, rows in enumerate(pieces):
-                if self._expected is not None:
+                if self._latest is not this:
                     raise UserError(
-                        "batches: the piece before was not given to optimizer.step or optimizer.virtual_step"
+                        "batches: called again since, which began the step anew; go on with the later call's"
+                    )
+                if self._expected is not None or not self._counted or step != self.steps_taken:
+                    raise UserError(
+                        "batches: the piece before was not given to optimizer.step or optimizer.virtual_step, or that failed; call "
+                        "engine.batches() again, which begins the step anew"
                     )
                 self._expected = (len(rows), number == len(pieces) - 1)
                 yield rows, self._expected[1]
@@ -156,6 +168,7 @@ class PrivacyEngine:
         update = optimizer.step
 
         def step(*, loss: Tensor) -> None:
+            self._check_steps_left()
             self._accumulate(loss, last=True)
             self._release()
             update()
@@ -192,7 +205,15 @@ class PrivacyEngine:
         if inputs and isinstance(inputs[0], Tensor) and inputs[0].is_floating_point():
             shape = (2, *inputs[0].shape[1:])
             made_up = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=inputs[0].dtype)
-            check_by_example(model, made_up.to(inputs[0].device))
+            made_up = made_up.to(inputs[0].device)
+            # Under autocast the inputs may be of half precision where the model is not; the check is made without autocast.
+            check_by_example(
+                model, in_single_precision(made_up) if torch.is_autocast_enabled(made_up.device.type) else made_up
+            )
+
+    def _check_steps_left(self) -> None:
+        if self.steps_taken >= self.plan.steps:
+            raise UserError(f"optimizer.step: all {self.plan.steps} steps that the noise was made for are taken")
 
     def _accumulate(self, losses: Tensor, *, last: bool) -> None:
         if losses.ndim != 1:
@@ -209,19 +230,26 @@ class PrivacyEngine:
                 f"loss of {len(losses)} examples in {'step' if last else 'virtual_step'}: the piece that batches() gave is another "
                 f"({said}); the accounting holds for its batches only"
             )
+        # The piece is taken before it is added: interrupted half-way, it can neither be given again nor be left out.
+        self._expected, self._counted = None, False
         rules = self._recorder.rules(losses) if len(losses) else self._recorder.rules_of_nothing()
         use_ghost = by_the_shapes if self.plan.engine == "mixed_ghost" else everywhere
-        sums, _ = clip(
+        clipped = clip(
             rules, len(losses), max_grad_norm=self.plan.max_grad_norm, clipping=self.plan.clipping, use_ghost=use_ghost
         )
-        for name, value in sums.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._expected = None
+        self._sums = {
+            name: self._sums[name] + value if name in self._sums else value for name, value in clipped.gradients.items()
+        }
+        self._counted = True
 
     @torch.no_grad()
     def _release(self) -> None:
+        self._check_steps_left()
+        # Spent before anything is released: interrupted half-way, the step is counted and cannot be taken again.
+        step, sums = self.steps_taken, self._sums
+        self.steps_taken, self._sums = step + 1, {}
         # Bound to what the noise is added to: runs from one seed on other data share no noise that a difference would cancel.
-        exact = b"".join(self._sums[name].cpu().numpy().tobytes() for name in sorted(self._sums))
+        exact = b"".join(sums[name].cpu().numpy().tobytes() for name in sorted(sums))
         key = self._key.bound_to(hashlib.sha256(exact).hexdigest())
         for name, parameter in self.model.named_parameters():
             if not parameter.requires_grad:
@@ -232,10 +260,8 @@ class PrivacyEngine:
                 sensitivity=self.plan.max_grad_norm,
                 key=key,
                 purpose=f"gradient of {name}",
-                counter=self.steps_taken,
+                counter=step,
                 dtype=parameter.dtype,
                 device=parameter.device,
             )
-            parameter.grad = (self._sums[name] + noise) / self.plan.batch_size
-        self._sums = {}
-        self.steps_taken += 1
+            parameter.grad = (sums[name] + noise) / self.plan.batch_size

@@ -493,14 +493,6 @@ def test_parameters_beside_weight_and_bias_are_refused(engine):
         ENGINES[engine](layer, cross_entropy, torch.randn(3, 5), torch.tensor([0, 1, 2]), max_grad_norm=1.0)
 
 
-@pytest.mark.parametrize("engine", sorted(set(GENERAL) - {"hooks"}))
-def test_half_precision_gradients_keep_the_bound(engine):
-    model = nn.Linear(2000, 500).half()
-    x, y = torch.full((1, 2000), 0.004).half(), torch.tensor([1])
-    result = ENGINES[engine](model, cross_entropy, x, y, max_grad_norm=0.05)
-    assert math.sqrt(sum(g.double().square().sum().item() for g in result.gradients.values())) <= 0.05 * (1 + 1e-2)
-
-
 class Mixes(nn.Module):
     def __init__(self) -> None:
         super().__init__()

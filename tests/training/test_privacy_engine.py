@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -177,6 +178,176 @@ def test_looking_at_accuracy_between_steps_changes_nothing():
             (optimizer.step if last else optimizer.virtual_step)(loss=losses_of(model, rows))  # pyright: ignore
         weights.append(model.get_parameter("5.weight").detach())
     assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("engine", ["mixed_ghost", "ghost"])
+@pytest.mark.parametrize("physical", [3000, 4000])
+def test_autocast_leaves_the_bound_alone(engine, physical):
+    source = torch.Generator().manual_seed(1)
+    x = torch.rand(1000, generator=source) + 0.01 * torch.rand(4000, 1000, generator=source)
+    neighbour = x.clone()
+    neighbour[17] = 0  # of gradient 0, as if it were not there
+    sums = []
+    for inputs in (x, neighbour):
+        model = nn.Linear(1000, 2, bias=False)
+        nn.init.zeros_(model.weight)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        private = made(model, batch_size=4000, sample_size=4000, epochs=1, max_grad_norm=1.0, engine=engine)
+        private.attach(optimizer)
+        for rows, last in private.batches(physical):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = F.cross_entropy(
+                    model(inputs[rows]).float(), torch.zeros(len(rows), dtype=torch.int64), reduction="none"
+                )
+                (optimizer.step if last else optimizer.virtual_step)(loss=loss)  # pyright: ignore
+        assert private.steps_taken == 1
+        sums.append(model.weight.grad.double() * 4000)  # pyright: ignore
+    # All examples point one way: float32 rounds the sum by about 6e-8 of 4000 bounds.
+    assert 0.9 < (sums[0] - sums[1]).norm() <= 1 + 3e-4
+
+
+def test_half_precision_inputs_under_autocast():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine = made(model)
+    engine.attach(optimizer)
+    for rows, _ in engine.batches():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = F.cross_entropy(model(X[rows].bfloat16()).float(), Y[rows], reduction="none")
+            optimizer.step(loss=loss)  # pyright: ignore
+        break
+    assert engine.steps_taken == 1
+
+
+# ---------------------------------------------------------------- each piece counts once
+
+
+def begun(**changes) -> tuple[PrivacyEngine, Any]:
+    """An engine of one model and its optimizer."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    engine = made(model, **changes)
+    engine.attach(optimizer)
+    return engine, optimizer
+
+
+def finish(engine: PrivacyEngine, optimizer: Any, physical: int = 4) -> Tensor:
+    """Take all the steps that are left; the weights then."""
+    for rows, last in engine.batches(physical):
+        (optimizer.step if last else optimizer.virtual_step)(loss=losses_of(engine.model, rows))
+    assert engine.steps_taken == engine.plan.steps
+    return torch.cat([p.detach().flatten() for p in engine.model.parameters()])
+
+
+@pytest.mark.parametrize("given", [0, 1, 2])
+@pytest.mark.parametrize("restarts", [1, 5])
+def test_a_step_that_is_begun_anew_counts_its_examples_once(given, restarts):
+    engine, optimizer = begun(noise_multiplier=1.0)
+    for _ in range(restarts):
+        for number, (rows, last) in enumerate(engine.batches(4)):
+            assert not last
+            if number == given:
+                break  # with a piece out, as Ctrl-C leaves it
+            optimizer.virtual_step(loss=losses_of(engine.model, rows))
+    assert engine.steps_taken == 0
+    assert engine.epsilon() == 0
+    # To the bit, noise included, for it is bound to the sums.
+    assert torch.equal(finish(engine, optimizer), finish(*begun(noise_multiplier=1.0)))
+
+
+def test_an_older_call_of_batches_is_void():
+    engine, optimizer = begun()
+    older, newer = engine.batches(), engine.batches()
+    rows, _ = next(older)
+    optimizer.step(loss=losses_of(engine.model, rows))
+    rows, _ = next(newer)
+    message = r"^batches: called again since, which began the step anew; go on with the later call's$"
+    with pytest.raises(UserError, match=message):
+        next(older)
+    optimizer.step(loss=losses_of(engine.model, rows))
+    assert engine.steps_taken == 2
+    older = newer
+    finish(engine, optimizer)
+    with pytest.raises(UserError, match=message):
+        next(older)
+
+
+def test_a_piece_is_not_taken_twice():
+    engine, optimizer = begun()
+    batches = engine.batches(4)
+    taken = 0
+    while engine.steps_taken < 2:
+        rows, last = next(batches)
+        take = optimizer.step if last else optimizer.virtual_step
+        take(loss=losses_of(engine.model, rows))
+        taken += 1
+        for again in (take, optimizer.step, optimizer.virtual_step):
+            with pytest.raises(UserError, match="none is out"):
+                again(loss=losses_of(engine.model, rows))
+    assert taken > 4
+    assert torch.equal(finish(engine, optimizer), finish(*begun()))
+
+
+def interrupted(*_: object, **__: object) -> Any:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("where", ["clip", "Recorder.rules"])
+def test_a_piece_that_is_interrupted_half_way_begins_its_step_anew(monkeypatch, where):
+    engine, optimizer = begun()
+    batches = engine.batches(4)
+    rows, _ = next(batches)
+    optimizer.virtual_step(loss=losses_of(engine.model, rows))
+    rows, _ = next(batches)
+    loss = losses_of(engine.model, rows)
+    monkeypatch.setattr(f"scatterdp.training.privacy_engine.{where}", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.virtual_step(loss=loss)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="none is out"):
+        optimizer.virtual_step(loss=losses_of(engine.model, rows))
+    with pytest.raises(UserError, match=r"or that failed; call engine\.batches\(\) again, which begins the step anew$"):
+        next(batches)
+    assert torch.equal(finish(engine, optimizer), finish(*begun()))
+
+
+def test_a_step_that_is_interrupted_before_it_is_counted_is_begun_anew(monkeypatch):
+    engine, optimizer = begun()
+    batches = engine.batches()
+    rows, _ = next(batches)
+    monkeypatch.setattr(engine, "_release", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(loss=losses_of(engine.model, rows))
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="or that failed"):
+        next(batches)
+    assert engine.steps_taken == 0
+    assert torch.equal(finish(engine, optimizer, 256), finish(*begun(), 256))
+
+
+def test_a_step_that_is_interrupted_while_it_is_released_is_spent(monkeypatch):
+    engine, optimizer = begun(noise_multiplier=1.0)
+    rows, _ = next(engine.batches())
+    monkeypatch.setattr("scatterdp.training.privacy_engine.gaussian_noise", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(loss=losses_of(engine.model, rows))
+    monkeypatch.undo()
+    assert engine.steps_taken == 1
+    assert engine.epsilon() > 0
+    finish(engine, optimizer)
+
+
+def test_no_step_is_taken_beyond_the_plan():
+    engine, optimizer = begun()
+    finish(engine, optimizer)
+    before = engine.model.get_parameter("5.weight").detach().clone()
+    message = r"^optimizer\.step: all 12 steps that the noise was made for are taken$"
+    with pytest.raises(UserError, match=message):
+        optimizer.step(loss=losses_of(engine.model, torch.arange(3)))
+    with pytest.raises(UserError, match=message):
+        engine._release()
+    assert engine.steps_taken == 12
+    assert torch.equal(engine.model.get_parameter("5.weight"), before)
 
 
 # ---------------------------------------------------------------- wrong use
