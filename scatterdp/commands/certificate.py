@@ -43,6 +43,10 @@ def run(argv: list[str]) -> int:
     try:
         certificate = json.loads(path.read_bytes())
     except OSError as error:
+        if (config.run / "certificate.txt").exists():
+            raise ConfigError(
+                f"run={config.run}: the best of candidates that release different things has no ledger to check; read what holds in {config.run / 'certificate.txt'}"
+            ) from error
         unfinished = (config.run / "config.json").exists()
         why = "this run is not finished" if unfinished else f"cannot be read ({error.strerror})"
         raise ConfigError(

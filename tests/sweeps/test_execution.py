@@ -329,6 +329,8 @@ class TestRandom:
         }  # fmt: skip
         statement = (folder.path / "best" / "certificate.txt").read_text()
         assert f"ε = {rounded_up(record.selection['epsilon_of_best'])}" in statement
+        with pytest.raises(ConfigError, match=r"no ledger to check; read what holds in .*certificate\.txt"):
+            certificate_command.run([str(folder.path / "best")])
 
     def test_what_is_published_is_there_whole_or_not_at_all(self, make_sweep, folder, workers, monkeypatch):
         monkeypatch.setattr(NumberOfTrials, "draw", lambda self, key: 1)
