@@ -38,6 +38,7 @@ struct Constants {
     const int32_t *mirrored;    // (cells): the cell at the mirrored place
     int32_t filters, outputs;   // filters beyond `outputs` are mirror images: they count for filter - outputs, mirrored cell
     int32_t cells, two_sided;   // two_sided: positive and negative part apart; else the absolute value
+    int32_t centred;            // whether a patch's mean is taken from it
     float threshold, contrast;  // contrast: added to a patch's variance
 };
 
@@ -58,16 +59,16 @@ struct Work {
     }
 };
 
-// One patch to mean 0 and variance below 1 (variance / (variance + contrast)).
-static void read_patch(const float *image, int position, float contrast, uint16_t *out) {
+// One patch to mean 0 (or around 0, where its mean stays) and variance below 1 (variance / (variance + contrast)).
+static void read_patch(const float *image, int position, const Constants &c, uint16_t *out) {
     const float *corner = image + (position / COLUMNS * W + position % COLUMNS) * C;
     float values[VALUES];
     for (int y = 0; y < P; ++y) std::memcpy(values + y * P * C, corner + y * W * C, P * C * sizeof(float));
     float sum = 0, squares = 0;
     for (int k = 0; k < VALUES; ++k) sum += values[k];
-    const float mean = sum / VALUES;
+    const float mean = c.centred ? sum / VALUES : 0;
     for (int k = 0; k < VALUES; ++k) values[k] -= mean, squares += values[k] * values[k];
-    const float scale = 1 / std::sqrt(squares / (VALUES - 1) + contrast);
+    const float scale = 1 / std::sqrt(squares / (VALUES - 1) + c.contrast);
     for (int k = 0; k < VALUES; ++k) out[k] = rounded(values[k] * scale);
     for (int k = VALUES; k < DEPTH; ++k) out[k] = 0;
 }
@@ -134,7 +135,7 @@ static void features(const float *planes, float *out, const Constants &c, Work &
     for (int cell = 0; cell < c.cells; ++cell) {
         const int begin = c.first[cell], positions = c.first[cell + 1] - begin;
         for (int i = 0; i < positions; ++i)
-            read_patch(work.image.data(), c.order[begin + i], c.contrast, work.aligned + size_t(i) * DEPTH);
+            read_patch(work.image.data(), c.order[begin + i], c, work.aligned + size_t(i) * DEPTH);
         const float weight = 1.0f / (positions * (c.filters / c.outputs));
         for (int filter = 0; filter < c.filters; filter += BLOCK) {
             v16 positive[2] = {}, negative[2] = {}, above[2], below[2];
