@@ -29,7 +29,7 @@ from scatterdp.extractors.patches import Patches, PatchesConfig
 
 _ALGORITHM = 1  # of everything after the first layer: another number is another fingerprint
 _IMAGES, _PIXELS = 1000, 1 << 22  # synthetic images that the second layer is fitted to: fewer where they are large
-_FEWEST_IMAGES = 100
+_FEWEST_IMAGES = 32
 _SMALL = 16  # a side of images that get smaller patches
 _MAP_VALUES = 1 << 24  # of the first layer, in memory at once
 
@@ -68,7 +68,7 @@ class DeepPatchesConfig:
     first_assignment: Assignment = "soft"
     components: int = 64
     patches: int = 512
-    size: int = 3
+    size: int = 2
     threshold: float = 0.8
     whitening: float = 0.1
     grid: int = 3
@@ -126,16 +126,16 @@ def _of_first_layer() -> Iterator[None]:
 
 
 def default_config(input_shape: tuple[int, int, int], **changes: Any) -> DeepPatchesConfig:
-    """Colour images are mirrored, as by :mod:`scatterdp.extractors.patches`; small images have small patches and no finer grid than positions.
+    """Colour images are mirrored, as by :mod:`scatterdp.extractors.patches`; the first grid is no finer than its positions.
 
     Args:
         input_shape: ``(C, H, W)``.
         changes: fields of :class:`DeepPatchesConfig` to set otherwise.
     """
     side = min(input_shape[1:])
-    size = 6 if side >= _SMALL else 3
-    positions = max(1, side - size + 1)
-    grid = min(13, positions // 2) if side >= _SMALL else positions
+    size = changes.get("first_size", 6 if side >= _SMALL else 3)
+    positions = max(1, side - size + 1) if isinstance(size, int) else 1
+    grid = min(13, positions // 2) if positions >= _SMALL // 2 else positions
     return DeepPatchesConfig(**{"mirror": input_shape[0] == 3, "first_size": size, "first_grid": grid, **changes})
 
 
@@ -245,7 +245,7 @@ class _Second(NamedTuple):
 
 def _principal_components(maps: Iterable[Tensor], count: int) -> _Components:
     """The largest principal components of maps' channels, over all places."""
-    total, products, places = 0.0, 0.0, 0
+    total, products, places = np.zeros(()), np.zeros(()), 0
     for piece in maps:
         rows = piece.movedim(1, 2).flatten(0, 1).cpu().double().numpy()
         total, products, places = total + rows.sum(0), products + rows.T @ rows, places + len(rows)

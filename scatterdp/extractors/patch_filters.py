@@ -19,7 +19,7 @@ IMAGES = 1000
 MOST_PIXELS = 96  # a side of the synthetic images: larger ones take long and show patches of the same kinds
 PATCHES = 200_000
 MAP_PATCHES = 30_000  # of maps: their patches have many more values
-#: Of the maps' variance, added to that of a patch of theirs.
+#: Of the mean square of the maps, added to that of a patch of theirs.
 MAP_CONTRAST = 0.01
 #: The images that filters can be made from, by name.
 SOURCES: dict[str, Generator] = {**GENERATORS, "photographic_leaves": photographic_leaves}
@@ -78,7 +78,7 @@ def make_map_filters(maps: np.ndarray, *, count: int, size: int, whitening: floa
     """
     generator = np.random.Generator(np.random.PCG64(seed))
     patches = _random_patches(maps, size, MAP_PATCHES, generator)
-    contrast = MAP_CONTRAST * float(patches.var())
+    contrast = MAP_CONTRAST * float(np.square(patches).mean())
     normal = normalized(patches, contrast, centred=False)
     return _chosen(normal, (maps.shape[1], size, size), count, whitening, generator, contrast=contrast, centred=False)
 

@@ -77,7 +77,8 @@ class PatchLayer:
         mirror: bool,
     ) -> None:
         self._input_shape, self._filters, self._pooling = input_shape, filters, pooling
-        self._threshold, self._assignment = threshold, assignment
+        self._assignment: Assignment = assignment
+        self._threshold = threshold
         self._outputs, self._size = len(filters.weight), filters.weight.shape[2]
         weight, bias = torch.from_numpy(filters.weight).bfloat16().float(), torch.from_numpy(filters.bias)
         if mirror:

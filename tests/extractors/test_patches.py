@@ -159,16 +159,17 @@ def test_the_kernel_without_matrix_tiles(monkeypatch, tmp_path):
     torch.testing.assert_close(extractor(images).flatten(2), extractor.layer.without_kernel(images), atol=1e-3, rtol=0)
 
 
-def test_filters_need_no_data_set(monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", ["patches", "deep_patches"])
+def test_filters_need_no_data_set(name, monkeypatch, tmp_path):
     """Made with no data folder in reach and every way to a data set closed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SCATTERDP_DATA", str(tmp_path / "nothing"))
     monkeypatch.setattr("builtins.open", lambda *arguments, **options: pytest.fail(f"opened {arguments[0]}"))
     monkeypatch.setattr(np, "load", lambda *arguments, **options: pytest.fail(f"loaded {arguments[0]}"))
-    for name in [name for name in dir(store) if callable(getattr(store, name)) and not name.startswith("_")]:
-        monkeypatch.setattr(store, name, lambda *arguments, **options: pytest.fail("a data set was asked for"))
-    extractor = make((3, 8, 8), seed=41)
-    assert extractor.layer._constants["weight"].shape == (64, 3, 3, 3)
+    for asked in [each for each in dir(store) if callable(getattr(store, each)) and not each.startswith("_")]:
+        monkeypatch.setattr(store, asked, lambda *arguments, **options: pytest.fail("a data set was asked for"))
+    extractor = make_extractor(name, (3, 8, 8), seed=41, patches=32, **{"size": 3} if name == "patches" else {})
+    assert extractor(torch.from_numpy(images_of((3, 8, 8)))).std() > 0.01
     assert not list(tmp_path.iterdir())
 
 
