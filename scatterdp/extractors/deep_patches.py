@@ -61,10 +61,10 @@ class DeepPatchesConfig:
     """
 
     first_patches: int = 256
-    first_size: int = 4
+    first_size: int = 6
     first_threshold: float = 0.8
     first_whitening: float = 0.1
-    first_grid: int = 14
+    first_grid: int = 13
     first_assignment: Assignment = "soft"
     components: int = 128
     patches: int = 512
@@ -133,9 +133,9 @@ def default_config(input_shape: tuple[int, int, int], **changes: Any) -> DeepPat
         changes: fields of :class:`DeepPatchesConfig` to set otherwise.
     """
     side = min(input_shape[1:])
-    size = changes.get("first_size", 4 if side >= _SMALL else 3)
+    size = changes.get("first_size", 6 if side >= _SMALL else 3)
     positions = max(1, side - size + 1) if isinstance(size, int) else 1
-    grid = min(14, positions // 2) if positions >= _SMALL // 2 else positions
+    grid = min(13, positions // 2) if positions >= _SMALL // 2 else positions
     return DeepPatchesConfig(**{"mirror": input_shape[0] == 3, "first_size": size, "first_grid": grid, **changes})
 
 
