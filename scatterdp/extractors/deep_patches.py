@@ -163,7 +163,11 @@ class DeepPatches:
             type(self).__name__,
             config,
             input_shape,
-            preprocessing={"contrast": MAP_CONTRAST, "images": _IMAGES, "pixels": _PIXELS, "patches": MAP_PATCHES},
+            preprocessing={
+                "contrast": MAP_CONTRAST,
+                "images": [_FEWEST_IMAGES, _IMAGES, _PIXELS],
+                "patches": MAP_PATCHES,
+            },
             versions={"algorithm": str(_ALGORITHM), "first": self._first.fingerprint},
         )
         self._device = torch.device("cpu")
