@@ -69,7 +69,7 @@ class DeepPatchesConfig:
     components: int = 128
     patches: int = 512
     size: int = 2
-    threshold: float = 0.8
+    threshold: float = 0.4
     whitening: float = 0.1
     grid: int = 3
     mirror: bool = True
