@@ -2,7 +2,7 @@ r"""Patch features of two layers: patches of the maps that patches give.
 
 The first layer is :mod:`scatterdp.extractors.patches` with a fine grid. Its maps are reduced to the principal components of their channels; the
 second layer's filters are whitened patches of such maps, thresholded and averaged over a coarse grid as in the first (Coates & Ng
-2012, "Learning Feature Representations with K-means", section 5). Filters of the first, components and filters of the second all come from synthetic
+2012, "Learning Feature Representations with K-means"). Filters of the first, components and filters of the second all come from synthetic
 images, so they cost no privacy.
 
 With ``mirror=True`` features are averaged with those of the mirror image.
