@@ -189,7 +189,7 @@ class BaselinesConfig(TrainingConfig):
     """
 
     extractor: str | None = None
-    """Fixed features: scatternet, patches, pixels, with settings and side by side, as in
+    """Fixed features: scatternet, patches, deep_patches, pixels, with settings and side by side, as in
     "scatternet(mirror=True)+patches(patches=1024)"; deskew(…) of them brings grey figures upright first, views(…) averages them
     over views of the image. None: the data set's recipe."""
     mirror: bool | None = None

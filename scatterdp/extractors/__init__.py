@@ -44,6 +44,13 @@ def _patches(input_shape: tuple[int, int, int], **config: Any) -> Extractor:
     return Patches(default_config(input_shape, **config), input_shape)
 
 
+def _deep_patches(input_shape: tuple[int, int, int], **config: Any) -> Extractor:
+    from scatterdp.extractors.deep_patches import DeepPatches, DeepPatchesConfig, default_config
+
+    _check_fields("deep_patches", DeepPatchesConfig, config)
+    return DeepPatches(default_config(input_shape, **config), input_shape)
+
+
 def _deskew(extractor: Extractor, **config: Any) -> Extractor:
     from scatterdp.extractors.deskew import Deskew
 
@@ -59,7 +66,12 @@ def _views(extractor: Extractor, **config: Any) -> Extractor:
     return Views(extractor, ViewsConfig(**config))
 
 
-EXTRACTORS: dict[str, Callable[..., Extractor]] = {"scatternet": _scatternet, "pixels": _pixels, "patches": _patches}
+EXTRACTORS: dict[str, Callable[..., Extractor]] = {
+    "scatternet": _scatternet,
+    "pixels": _pixels,
+    "patches": _patches,
+    "deep_patches": _deep_patches,
+}
 """Name → function of ``(input_shape, **config)`` that makes the extractor with its defaults for such images."""
 
 WRAPPERS: dict[str, Callable[..., Extractor]] = {"deskew": _deskew, "views": _views}

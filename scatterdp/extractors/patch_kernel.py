@@ -30,7 +30,7 @@ SOURCE = Path(__file__).with_name("patches.cpp")
 class _Constants(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("tiles", "columns", "bias", "order", "first", "mirrored")),
-        *((name, ctypes.c_int32) for name in ("filters", "outputs", "cells", "two_sided")),
+        *((name, ctypes.c_int32) for name in ("filters", "outputs", "cells", "two_sided", "centred")),
         *((name, ctypes.c_float) for name in ("threshold", "contrast")),
     )
 
@@ -47,6 +47,7 @@ class PatchKernel:
         threshold: subtracted from the response's magnitude.
         two_sided: positive and negative part apart, channel ``outputs + k`` the negative one of k; else their sum.
         contrast: added to a patch's variance.
+        centred: whether a patch's mean is taken from it.
 
     Raises:
         KernelUnavailableError: no compiler, or it failed.
@@ -63,6 +64,7 @@ class PatchKernel:
         threshold: float,
         two_sided: bool,
         contrast: float,
+        centred: bool,
     ) -> None:
         channels, height, width = input_shape
         filters, size = len(weight), weight.shape[2]
@@ -86,7 +88,7 @@ class PatchKernel:
         ]
         self._constants = _Constants(
             *(array.ctypes.data for array in self._arrays),
-            *(filters, outputs, len(pooling.counts), two_sided, threshold, contrast),
+            *(filters, outputs, len(pooling.counts), two_sided, centred, threshold, contrast),
         )
         self._input_shape, self._channels = input_shape, outputs * (2 if two_sided else 1)
         macros = {"C": channels, "H": height, "W": width, "P": size}

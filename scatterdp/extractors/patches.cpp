@@ -20,7 +20,8 @@
 constexpr int VALUES = C * P * P;                  // of a patch
 constexpr int DEPTH = (VALUES + 31) / 32 * 32;     // padded with zeros
 constexpr int ROWS = H - P + 1, COLUMNS = W - P + 1;
-constexpr int BLOCK = 32;                          // positions, and filters, in work at once
+constexpr int BLOCK = 32;                          // positions, and filters, in a product
+constexpr int GROUP = 128;                         // positions of several cells, when cells are small, whose patches are held at once
 
 typedef float v16 __attribute__((vector_size(64), aligned(64)));
 typedef float loose16 __attribute__((vector_size(64), aligned(4)));  // of arrays that others have allocated
@@ -38,6 +39,7 @@ struct Constants {
     const int32_t *mirrored;    // (cells): the cell at the mirrored place
     int32_t filters, outputs;   // filters beyond `outputs` are mirror images: they count for filter - outputs, mirrored cell
     int32_t cells, two_sided;   // two_sided: positive and negative part apart; else the absolute value
+    int32_t centred;            // whether a patch's mean is taken from it
     float threshold, contrast;  // contrast: added to a patch's variance
 };
 
@@ -50,7 +52,7 @@ static inline uint16_t rounded(float value) {  // to bfloat16, ties to even
 struct Work {
     alignas(64) float products[BLOCK][BLOCK];
     std::vector<float> image;
-    std::vector<uint16_t> patches;  // (positions of a cell, padded to BLOCK; DEPTH), 64-byte aligned from `aligned`
+    std::vector<uint16_t> patches;  // (positions in work at once, padded to BLOCK; DEPTH), 64-byte aligned from `aligned`
     uint16_t *aligned;
     explicit Work(int positions) : image(size_t(H) * W * C), patches(size_t(positions) * DEPTH + 32) {
         const auto address = reinterpret_cast<uintptr_t>(patches.data());
@@ -58,16 +60,16 @@ struct Work {
     }
 };
 
-// One patch to mean 0 and variance below 1 (variance / (variance + contrast)).
-static void read_patch(const float *image, int position, float contrast, uint16_t *out) {
+// One patch to mean 0 (or around 0, where its mean stays) and variance below 1 (variance / (variance + contrast)).
+static void read_patch(const float *image, int position, const Constants &c, uint16_t *out) {
     const float *corner = image + (position / COLUMNS * W + position % COLUMNS) * C;
     float values[VALUES];
     for (int y = 0; y < P; ++y) std::memcpy(values + y * P * C, corner + y * W * C, P * C * sizeof(float));
     float sum = 0, squares = 0;
     for (int k = 0; k < VALUES; ++k) sum += values[k];
-    const float mean = sum / VALUES;
+    const float mean = c.centred ? sum / VALUES : 0;
     for (int k = 0; k < VALUES; ++k) values[k] -= mean, squares += values[k] * values[k];
-    const float scale = 1 / std::sqrt(squares / (VALUES - 1) + contrast);
+    const float scale = 1 / std::sqrt(squares / (VALUES - 1) + c.contrast);
     for (int k = 0; k < VALUES; ++k) out[k] = rounded(values[k] * scale);
     for (int k = VALUES; k < DEPTH; ++k) out[k] = 0;
 }
@@ -127,42 +129,59 @@ static void multiply(const uint16_t *patches, const Constants &c, int filter, fl
 static bool can_start() { return true; }
 #endif
 
+struct Sums {
+    v16 positive[2], negative[2];
+};
+// A cell's sums for BLOCK filters, as its share of the average.
+static void add(const Sums &sums, float *out, const Constants &c, int filter, int cell) {
+    const float weight = 1.0f / ((c.first[cell + 1] - c.first[cell]) * (c.filters / c.outputs));
+    const bool is_mirror = filter >= c.outputs;
+    const int place = is_mirror ? c.mirrored[cell] : cell, base = is_mirror ? filter - c.outputs : filter;
+    for (int half = 0; half < 2; ++half)
+        for (int lane = 0; lane < 16; ++lane) {
+            float *target = out + size_t(base + 16 * half + lane) * c.cells + place;
+            *target += weight * sums.positive[half][lane];
+            if (c.two_sided) target += size_t(c.outputs) * c.cells;
+            *target += weight * sums.negative[half][lane];
+        }
+}
+
 // out: (outputs, cells), or (2 · outputs, cells) two-sided; zeros before.
 static void features(const float *planes, float *out, const Constants &c, Work &work) {
     for (int channel = 0; channel < C; ++channel)
         for (int pixel = 0; pixel < H * W; ++pixel) work.image[pixel * C + channel] = planes[channel * H * W + pixel];
-    for (int cell = 0; cell < c.cells; ++cell) {
-        const int begin = c.first[cell], positions = c.first[cell + 1] - begin;
+    for (int cell = 0, end; cell < c.cells; cell = end) {
+        const int begin = c.first[cell];
+        for (end = cell + 1; end < c.cells && c.first[end + 1] - begin <= GROUP;) ++end;
+        const int positions = c.first[end] - begin;
         for (int i = 0; i < positions; ++i)
-            read_patch(work.image.data(), c.order[begin + i], c.contrast, work.aligned + size_t(i) * DEPTH);
-        const float weight = 1.0f / (positions * (c.filters / c.outputs));
+            read_patch(work.image.data(), c.order[begin + i], c, work.aligned + size_t(i) * DEPTH);
         for (int filter = 0; filter < c.filters; filter += BLOCK) {
-            v16 positive[2] = {}, negative[2] = {}, above[2], below[2];
+            Sums sums = {};
+            v16 above[2], below[2];
             for (int half = 0; half < 2; ++half) {
                 v16 bias;
                 std::memcpy(&bias, c.bias + filter + 16 * half, sizeof bias);
                 above[half] = bias - c.threshold;
                 below[half] = -bias - c.threshold;
             }
-            for (int block = 0; block < positions; block += BLOCK) {
+            for (int block = 0, of = cell; block < positions; block += BLOCK) {
                 multiply(work.aligned + size_t(block) * DEPTH, c, filter, work.products);
-                const int rows = positions - block < BLOCK ? positions - block : BLOCK;
-                for (int row = 0; row < rows; ++row)
-                    for (int half = 0; half < 2; ++half) {
-                        const v16 product = *reinterpret_cast<v16 *>(&work.products[row][16 * half]);
-                        positive[half] += ramp(above[half] + product);
-                        negative[half] += ramp(below[half] - product);
+                const int rows = std::min(positions - block, BLOCK);
+                for (int row = 0; row < rows;) {
+                    const int until = c.first[of + 1] - begin - block;  // where the cell's rows end, perhaps beyond this block
+                    for (; row < rows && row < until; ++row)
+                        for (int half = 0; half < 2; ++half) {
+                            const v16 product = *reinterpret_cast<v16 *>(&work.products[row][16 * half]);
+                            sums.positive[half] += ramp(above[half] + product);
+                            sums.negative[half] += ramp(below[half] - product);
+                        }
+                    if (row == until) {
+                        add(sums, out, c, filter, of++);
+                        sums = {};
                     }
-            }
-            const bool is_mirror = filter >= c.outputs;
-            const int place = is_mirror ? c.mirrored[cell] : cell, base = is_mirror ? filter - c.outputs : filter;
-            for (int half = 0; half < 2; ++half)
-                for (int lane = 0; lane < 16; ++lane) {
-                    float *target = out + size_t(base + 16 * half + lane) * c.cells + place;
-                    *target += weight * positive[half][lane];
-                    if (c.two_sided) target += size_t(c.outputs) * c.cells;
-                    *target += weight * negative[half][lane];
                 }
+            }
         }
     }
 }
@@ -172,7 +191,7 @@ extern "C" int patch_features(const float *images, float *out, long count, int t
     if (!can_start()) return 1;
     const Constants &c = *constants;
     const size_t size = size_t(c.two_sided ? 2 : 1) * c.outputs * c.cells;
-    int most = 0;
+    int most = GROUP;
     for (int cell = 0; cell < c.cells; ++cell) most = std::max(most, c.first[cell + 1] - c.first[cell]);
     std::atomic<long> next{0};
     std::atomic<int> failed{0};

@@ -12,36 +12,25 @@ With x a patch made mean 0 and contrast 1, and filters :math:`w_k, b_k` of :mod:
 
 With ``mirror=True`` features are averaged with those of the mirror image, by filters and cells mirrored: a free invariance.
 
-Patches and filters are rounded to bfloat16, sums are single precision, on every device. On a CPU ``soft`` and ``abs`` are
-:mod:`scatterdp.extractors.patch_kernel` where a C++ compiler is found.
+How they are computed: :mod:`scatterdp.extractors.patch_layer`.
 """
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from scatterdp.errors import ConfigError
 from scatterdp.extractors.base import check_images, fingerprint
-from scatterdp.extractors.compilation import KernelUnavailableError
 from scatterdp.extractors.patch_filters import CONTRAST, IMAGES, PATCHES, SOURCES, make_patch_filters
-from scatterdp.extractors.patch_kernel import PatchKernel
-from scatterdp.extractors.pooling import grid_pooling
+from scatterdp.extractors.patch_layer import Assignment, PatchLayer, layer_channels, layer_pooling
 
-logger = logging.getLogger(__name__)
-
-Assignment = Literal["soft", "abs", "triangle", "hard"]
 _ALGORITHM = 1  # of filters and features: another number is another fingerprint
-_MOST_VALUES = 1024  # of a patch: its covariance is inverted
 _MULTIPLE = 32  # of filters, for the kernel's blocks
-_RESPONSES = 1 << 25  # in memory at once, without the kernel
-_TOLERANCE = 2e-3  # a response beside a rounding boundary moves by one part in 256 of one value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,19 +109,9 @@ class Patches:
     name = "patches"
 
     def __init__(self, config: PatchesConfig, input_shape: tuple[int, int, int]) -> None:
-        channels, height, width = input_shape
-        if channels < 1 or min(height, width) < config.size:
-            raise ConfigError(
-                f"size={config.size}: the images are {'×'.join(map(str, input_shape))}, take smaller patches"
-            )
-        if channels * config.size**2 > _MOST_VALUES:
-            raise ConfigError(
-                f"size={config.size}: a patch has {channels * config.size**2} values, expected at most {_MOST_VALUES}"
-            )
         self.config, self.input_shape = config, input_shape
-        self._pooling = grid_pooling(height - config.size + 1, width - config.size + 1, config.grid)
-        two_sided = config.assignment == "soft"
-        self.output_shape = (config.patches * (2 if two_sided else 1), config.grid, config.grid)
+        self._pooling = layer_pooling(input_shape, size=config.size, grid=config.grid)
+        self.output_shape = (layer_channels(config.patches, config.assignment), config.grid, config.grid)
         self.fingerprint = fingerprint(
             type(self).__name__,
             config,
@@ -143,7 +122,7 @@ class Patches:
         self._device = torch.device("cpu")
 
     @cached_property
-    def _filters(self) -> dict[str, Tensor]:
+    def layer(self) -> PatchLayer:
         """Made when first needed: what is cached needs none."""
         config = self.config
         filters = make_patch_filters(
@@ -154,17 +133,14 @@ class Patches:
             source=config.source,
             seed=config.seed,
         )
-        weight, bias = torch.from_numpy(filters.weight).bfloat16().float(), torch.from_numpy(filters.bias)
-        if config.mirror:
-            weight, bias = torch.cat([weight, weight.flip(3)]), torch.cat([bias, bias])
-        cells = F.one_hot(torch.from_numpy(self._pooling.cells)).float()
-        return {
-            "weight": weight,
-            "bias": bias,
-            "whitening": torch.from_numpy(filters.whitening).float(),
-            "mean": torch.from_numpy(filters.mean).float(),
-            "cells": cells / cells.sum(0),
-        }
+        return PatchLayer(
+            self.input_shape,
+            filters,
+            pooling=self._pooling,
+            threshold=config.threshold,
+            assignment=config.assignment,
+            mirror=config.mirror,
+        )
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -174,83 +150,10 @@ class Patches:
             UserError: images of another shape or type, outside [0, 1] or not finite.
         """
         check_images(images, self.input_shape)
-        images = images.to(self._device, torch.float32).contiguous()
-        if self._device.type == "cpu" and self._kernel is not None:
-            features = self._kernel(images)
-        else:
-            features = self._without_kernel(images)
+        features = self.layer.to(self._device)(images.to(self._device, torch.float32).contiguous())
         return features.view(len(images), *self.output_shape)
 
     def to(self, device: torch.device | str) -> Self:
         """Choose the device, in place."""
         self._device = torch.device(device)
         return self
-
-    @cached_property
-    def _kernel(self) -> PatchKernel | None:
-        config = self.config
-        if config.assignment not in ("soft", "abs"):
-            return None
-        try:
-            kernel = PatchKernel(
-                self.input_shape,
-                self._filters["weight"],
-                self._filters["bias"],
-                outputs=config.patches,
-                pooling=self._pooling,
-                threshold=config.threshold,
-                two_sided=config.assignment == "soft",
-                contrast=CONTRAST,
-            )
-            images = torch.rand(2, *self.input_shape, generator=torch.Generator().manual_seed(0))
-            difference = (kernel(images) - self._without_kernel(images)).abs().max().item()
-            if not difference <= _TOLERANCE:
-                raise KernelUnavailableError(f"the compiled kernel differs from torch by {difference:g}")
-        except (KernelUnavailableError, MemoryError) as error:
-            logger.warning("patches: %s; torch takes its place, many times slower", error)
-            return None
-        return kernel
-
-    def _without_kernel(self, images: Tensor) -> Tensor:
-        constants = {name: value.to(self._device) for name, value in self._filters.items()}
-        positions = len(self._pooling.cells)
-        size = max(1, _RESPONSES // (len(constants["weight"]) * positions))
-        pieces = [self._of_patches(self._patches(piece), constants) for piece in images.split(size)]
-        return torch.cat(pieces) if pieces else images.new_empty(0, *self.output_shape).flatten(2)
-
-    def _patches(self, images: Tensor) -> Tensor:
-        """Normalised patches ``(b, C·p·p, positions)``, in bfloat16's precision."""
-        patches = F.unfold(images, self.config.size)
-        patches = patches - patches.mean(1, keepdim=True)
-        variance = patches.square().sum(1, keepdim=True) / (patches.shape[1] - 1)
-        return (patches * (variance + CONTRAST).rsqrt()).bfloat16().float()
-
-    def _of_patches(self, patches: Tensor, constants: dict[str, Tensor]) -> Tensor:
-        """Pooled features ``(b, channels, cells)``."""
-        responses = constants["weight"].flatten(1) @ patches + constants["bias"][:, None]
-        parts = responses.split(self.config.patches, dim=1)
-        pooled = [
-            self._assigned(part, patches, constants, mirrored=i > 0) @ constants["cells"]
-            for i, part in enumerate(parts)
-        ]
-        if len(pooled) == 1:
-            return pooled[0]
-        return (pooled[0] + pooled[1][:, :, torch.from_numpy(self._pooling.mirrored)]) / 2
-
-    def _assigned(self, responses: Tensor, patches: Tensor, constants: dict[str, Tensor], *, mirrored: bool) -> Tensor:
-        threshold = self.config.threshold
-        match self.config.assignment:
-            case "soft":
-                return torch.cat([(responses - threshold).clamp(min=0), (-responses - threshold).clamp(min=0)], 1)
-            case "abs":
-                return (responses.abs() - threshold).clamp(min=0)
-            case "hard":
-                return F.one_hot(responses.argmax(1), self.config.patches).movedim(2, 1).float()
-            case "triangle":
-                if mirrored:
-                    shape = (self.input_shape[0], self.config.size, self.config.size)
-                    patches = patches.unflatten(1, shape).flip(3).flatten(1, 3)
-                whitened = constants["whitening"] @ (patches - constants["mean"][:, None])
-                # Filters have length 1: ‖x - f‖² = ‖x‖² + 1 - 2 r.
-                distances = (whitened.square().sum(1, keepdim=True) + 1 - 2 * responses).clamp(min=0).sqrt()
-                return (distances.mean(1, keepdim=True) - distances).clamp(min=0)

@@ -87,7 +87,11 @@ def test_before_one_part_or_several():
     [
         ("deskew(pixels)", (3, 8, 8), "deskew: takes grey images, bright figures on black; these have 3 channels"),
         ("deskew", (1, 8, 8), "deskew: of which extractor"),
-        ("deskew(resnet)", (1, 8, 8), "extractor='resnet': expected one of patches, pixels, scatternet, or deskew"),
+        (
+            "deskew(resnet)",
+            (1, 8, 8),
+            "extractor='resnet': expected one of deep_patches, patches, pixels, scatternet, or deskew",
+        ),
         ("pixels(pixels)", (1, 8, 8), "extractor='pixels(…)': expected one of"),
     ],
 )

@@ -69,7 +69,7 @@ def test_a_single_part_is_itself():
 @pytest.mark.parametrize(
     ("text", "settings", "message"),
     [
-        ("resnet", {}, "extractor='resnet': expected one of patches, pixels, scatternet, or deskew"),
+        ("resnet", {}, "extractor='resnet': expected one of deep_patches, patches, pixels, scatternet, or deskew"),
         ("scatternet+resnet", {}, "extractor='resnet': expected one of"),
         ("scatternet+patches", {"J": 1}, "J: of which part?"),
         ("0*patches+pixels", {}, "scale=[0.0, 1.0]: expected a finite number > 0"),
