@@ -198,8 +198,8 @@ class BaselinesConfig(TrainingConfig):
     augment: bool = False
     """Random flip and crop of every training image before scattering; features are then computed at every step."""
     precondition: int | None = None
-    """Scale features down along so many principal directions in which views of one synthetic image differ: costs no budget. 0: none. None:
-    the recipe's."""
+    """Scale features down along so many principal directions in which views of one synthetic image differ: costs no budget. For a network,
+    directions of the channels. 0: none. None: the recipe's."""
     precondition_power: float = 1.0
     """By how much: 1 makes views differ equally along those directions, 0 leaves them."""
     features_dir: Path = Path("features")

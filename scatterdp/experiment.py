@@ -110,7 +110,7 @@ def run(config: BaselinesConfig, *, wait_for_features: float = 0.0) -> RunFolder
     extractor = make_extractor(features_of(config, own), dataset.image_shape).to(device)
     make_classifier(plan.head, extractor.output_shape, dataset.num_classes)  # says so before minutes of extraction
     check_normalizer(plan, extractor)
-    check_directions(plan.precondition, extractor)
+    check_directions(plan.precondition, extractor, of_channels=plan.head != "linear")
     make_log_folder(config.logdir)
     shape = "×".join(map(str, dataset.image_shape))
     say(

@@ -37,10 +37,11 @@ class Standardize(nn.Module):
 
 
 class Precondition(nn.Module):
-    """``A x`` of flat features x, with ``A = g (I - V diag(1 - f) Vᵀ)``: some directions are scaled by factors f, all by g.
+    """``A x`` with ``A = g (I - V diag(1 - f) Vᵀ)``: some directions are scaled by factors f, all by g.
 
     Args:
-        directions: V ``(D, k)`` float32, orthonormal columns.
+        directions: V ``(D, k)`` float32, orthonormal columns, of flat features x; or ``(C, k)`` with C fewer than the features: of the channels of maps, the
+            same at every place.
         factors: f ``(k,)`` float32.
         gain: g, a number.
     """
@@ -57,7 +58,12 @@ class Precondition(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(1)
-        scaled = flat - ((flat @ self.directions) * (1 - self.factors)) @ self.directions.t()
+        if flat.shape[1] == len(self.directions):
+            scaled = flat - ((flat @ self.directions) * (1 - self.factors)) @ self.directions.t()
+        else:
+            maps = flat.unflatten(1, (len(self.directions), -1))
+            along = (1 - self.factors)[:, None] * (self.directions.t() @ maps)
+            scaled = maps - self.directions @ along
         return (self.gain * scaled).view_as(x)
 
 

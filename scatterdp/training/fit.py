@@ -360,7 +360,7 @@ def _released(
             normalizer,
             directions=plan.precondition,
             power=plan.precondition_power,
-            keep_length=plan.head != "linear",
+            of_channels=plan.head != "linear",
         )
         normalizer = nn.Sequential(normalizer, scale)
     # What is computed in floating point is computed once: machines may differ in the last bit.

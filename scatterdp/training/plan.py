@@ -59,7 +59,7 @@ class TrainingPlan:
         clipping: which clipping function bounds each example's gradient; all have the same sensitivity.
         schedule: of the learning rate.
         precondition: number of principal directions, of differences between features of two views of a synthetic image, along which
-            features are scaled down; 0 for none.
+            features are scaled down; 0 for none. For heads but the linear one, directions of the channels.
         precondition_power: by how much: 1 makes the differences equally long, 0 leaves them.
         augmentation_multiplicity: K augmented copies of an example share one clipped gradient; no privacy meaning.
         validation_noise_multiplier: σ of the number of right answers on examples kept out of training, released once; None: nothing is released.

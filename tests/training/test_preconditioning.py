@@ -53,28 +53,53 @@ def test_directions_are_scaled_and_the_rest_stays():
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 def test_views_come_to_differ_by_what_the_power_says(small_extractor: Extractor, power):
     scale = synthetic_precondition(small_extractor, nn.Identity(), directions=4, power=power)
-    differences = preconditioning._differences(small_extractor, nn.Identity())
+    differences = torch.cat(list(preconditioning._differences(small_extractor, nn.Identity())))
     before, after = (torch.linalg.svdvals(x) for x in (differences, scale(differences)))
     expected = torch.cat([before[:4] * (before[3] / before[:4]) ** power, before[4:]])
     torch.testing.assert_close(after, expected.sort(descending=True).values, rtol=2e-3, atol=1e-3 * before[0].item())
 
 
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_channels_of_views_come_to_differ_by_what_the_power_says(small_extractor: Extractor, power):
+    scale = synthetic_precondition(small_extractor, nn.Identity(), directions=4, power=power, of_channels=True)
+    channels = small_extractor.output_shape[0]
+    assert scale.directions.shape == (channels, 4)
+    differences = torch.cat(list(preconditioning._differences(small_extractor, nn.Identity())))
+    places = [x.unflatten(1, (channels, -1)).movedim(1, 2).flatten(0, 1) for x in (differences, scale(differences))]
+    before, after = (torch.linalg.svdvals(x) for x in places)
+    expected = torch.cat([before[:4] * (before[3] / before[:4]) ** power, before[4:]]) * scale.gain
+    torch.testing.assert_close(after, expected.sort(descending=True).values, rtol=2e-3, atol=1e-3 * before[0].item())
+
+
+def test_every_place_is_scaled_alike(small_extractor: Extractor):
+    scale = synthetic_precondition(small_extractor, nn.Identity(), directions=4, power=1.0, of_channels=True)
+    channels = small_extractor.output_shape[0]
+    x = torch.randn(3, channels, 2, 2)
+    places = torch.stack([scale(x[:, :, i : i + 1, j : j + 1]) for i in range(2) for j in range(2)], 2)
+    torch.testing.assert_close(scale(x), places.view_as(x))
+    torch.testing.assert_close(scale(x.flatten(1)), places.flatten(1))
+
+
 def test_lengths_are_kept_for_networks(small_extractor: Extractor):
-    kept, plain = (
-        synthetic_precondition(small_extractor, nn.Identity(), directions=4, power=1.0, keep_length=keep)
-        for keep in (True, False)
-    )
+    scale = synthetic_precondition(small_extractor, nn.Identity(), directions=4, power=1.0, of_channels=True)
     features = small_extractor(preconditioning._images(small_extractor)).flatten(1)
-    assert plain(features).norm() < 0.98 * features.norm()
-    assert kept(features).norm().item() == pytest.approx(features.norm().item(), rel=0.05)
-    torch.testing.assert_close(kept(features), plain(features) * kept.gain)
+    assert (scale(features) / scale.gain).norm() < 0.98 * features.norm()
+    assert scale(features).norm().item() == pytest.approx(features.norm().item(), rel=0.05)
+
+
+def test_more_directions_than_channels_are_refused(small_extractor: Extractor):
+    channels = small_extractor.output_shape[0]
+    with pytest.raises(
+        ConfigError, match=f"precondition={channels + 1}: expected at most {channels} directions for a network on"
+    ):
+        synthetic_precondition(small_extractor, nn.Identity(), directions=channels + 1, power=1.0, of_channels=True)
 
 
 def test_differences_are_between_views_of_the_same_image(small_extractor: Extractor):
     images = preconditioning._images(small_extractor)
     features = small_extractor(images).flatten(1)
     strangers = (features[: len(images) // 2] - features[len(images) // 2 :]).square().sum(1).mean()
-    differences = preconditioning._differences(small_extractor, nn.Identity())
+    differences = torch.cat(list(preconditioning._differences(small_extractor, nn.Identity())))
     assert differences.shape == (preconditioning.PAIRS * len(images), features.shape[1])
     assert 0 < differences.square().sum(1).mean() < 0.85 * strangers
 
