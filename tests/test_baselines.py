@@ -517,7 +517,7 @@ BAD: dict[str, tuple[tuple[Given, ...], str]] = {
     "no such device": ((*QUICK[:3], "--device=tpu"), "device='tpu': expected auto, cpu, cuda or cuda:N"),
     "run folder is taken": ((*QUICK, a_run_folder), "run_dir=taken: is there already and is left alone"),
     "run folder in a file": ((*QUICK, a_file, "--run_dir=file/run"), "run_dir=file/run: "),
-    "features in a file": ((*QUICK, a_file, "--features_dir=file"), "features_dir=file: cannot write there"),
+    "features in a file": ((*QUICK, a_file, "--features_dir=file"), "features_dir=file: cannot be written"),
     "logs in a file": ((*QUICK, a_file, "--logdir=file"), "logdir=file: "),
     "logs of a run that does not begin": (("--dataset=nope", "--logdir=logs"), "--dataset=nope: unknown"),
     "NaN in an image": (

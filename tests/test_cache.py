@@ -745,7 +745,7 @@ def test_the_whole_file_is_allocated_before_the_first_row(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CacheError, match=r"features_dir=.*file.*: cannot write there"):
+    with pytest.raises(CacheError, match=r"features_dir=.*file.*: cannot be written"):
         extract_features(DATASET, Rows(), features_dir=tmp_path / "file")
 
 
