@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from scatterdp.errors import UserError
+from scatterdp.writing import DISK_FULL
 
 KEY_NAME = "commitment.key"
 
@@ -32,13 +33,15 @@ def commitment_key(folder: Path) -> bytes:
     """The 32-byte key in ``folder/commitment.key``; made (mode 0600) when there is none.
 
     Raises:
-        UserError: a key file of another size, or none can be made.
+        UserError: a key file of another size, or the disk is full.
     """
     path = folder / KEY_NAME
     if not path.exists():
         try:
             _make_key(path)
         except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
             raise UserError(
                 f"features_dir={folder}: cannot be written ({error.strerror}); make room, and go on with the run by --resume"
             ) from error
