@@ -7,6 +7,7 @@ The commands :mod:`scatterdp.baselines` and :mod:`scatterdp.cnns` say what; this
 from __future__ import annotations
 
 import dataclasses
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +49,7 @@ from scatterdp.training.result import FitResult
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH
 from scatterdp.training.streaming import default_budget, matrix_bytes
 from scatterdp.training.validation import TrainingSubset, held_out_rows
+from scatterdp.writing import make_folder, write_whole
 
 
 class RunSettings(Protocol):
@@ -241,7 +243,7 @@ def _opened(config: _Config) -> tuple[RunFolder | None, _Config]:
             RunFolder.check_new(config.run_dir)
         return None, config
     folder, stored = _reopen(config, config.resume)
-    if folder.has_begun:
+    if _needs_checkpoint(cast(RunSettings, stored), folder):
         Checkpoint.load(folder.checkpoint)  # says at once when it is damaged
     return folder, stored
 
@@ -252,12 +254,8 @@ def make_log_folder(logdir: Path | None) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    if logdir is None or not is_first():
-        return
-    try:
-        logdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"logdir={logdir}: cannot be written ({error.strerror}); give another") from error
+    if logdir is not None and is_first():
+        make_folder(logdir, argument="logdir")
 
 
 def train_and_record(
@@ -300,12 +298,12 @@ def train_and_record(
             RunFolder.create(config.run_dir or new_run_dir(features.dataset_name), config) if made else None
         )
     assert folder is not None
+    folder.again = again = f"go on with {launcher()} {config.module_name()} --resume={folder.path}"
     with folder.locked() if processes.rank == 0 else nullcontext():
         checkpoint = None
         if processes.rank == 0:
-            checkpoint = _taken_up(folder, processes) if resumed and folder.has_begun else None
+            checkpoint = _taken_up(folder, processes) if resumed and _needs_checkpoint(config, folder) else None
             folder.write_metrics(checkpoint.metrics if checkpoint else [])
-        again = f"go on with {launcher()} {config.module_name()} --resume={folder.path}"
         try:
             result = _fit(
                 config, features, plan, extractor, published_data, folder, checkpoint, device, processes, further
@@ -323,6 +321,11 @@ def train_and_record(
     return folder
 
 
+def _needs_checkpoint(config: RunSettings, folder: RunFolder) -> bool:
+    """Whether a run can go on from its checkpoint only; logistic regression has none, and no noise to draw again: it begins anew."""
+    return config.optim != "LR" and folder.has_begun
+
+
 def _taken_up(folder: RunFolder, processes: Processes) -> Checkpoint:
     """The checkpoint to go on from. What has been shown beyond it is noted in it, before the metrics forget it.
 
@@ -332,9 +335,14 @@ def _taken_up(folder: RunFolder, processes: Processes) -> Checkpoint:
     checkpoint = Checkpoint.load(folder.checkpoint)
     if (shown := folder.count_metrics()) > checkpoint.released:
         checkpoint = dataclasses.replace(checkpoint, released=shown)
-        checkpoint.save(folder.checkpoint)
+        _save(checkpoint, folder)
     checkpoint.history_with(processes.size)
     return checkpoint
+
+
+def _save(checkpoint: Checkpoint, folder: RunFolder) -> None:
+    with folder.writing():
+        checkpoint.save(folder.checkpoint)
 
 
 def _fit(
@@ -373,7 +381,7 @@ def _fit(
             train_metrics=config.train_metrics,
             resume=checkpoint,
             on_metrics=on_metrics,
-            on_checkpoint=lambda state: state.save(folder.checkpoint),
+            on_checkpoint=lambda checkpoint: _save(checkpoint, folder),
             processes=processes,
             **further,
         )
@@ -399,8 +407,7 @@ def _record(folder: RunFolder, plan: TrainingPlan, result: FitResult, seconds_ex
     folder.write_model("model.safetensors", weights, facts)
     folder.write_model("model_ema.safetensors", average, facts)
     folder.write_json("certificate.json", certificate)
-    title = f"{certificate['data']['name']}: {plan.head.replace('_', ' ')} head on {certificate['features']['extractor']} features"
-    plot_accuracy_and_epsilon(result.metrics, folder.path / "accuracy_epsilon.png", title=title, delta=plan.delta)
+    _draw(folder, plan, result)
     folder.write_json(
         "summary.json",
         {
@@ -423,6 +430,21 @@ def _record(folder: RunFolder, plan: TrainingPlan, result: FitResult, seconds_ex
         },
     )
     folder.finish()
+
+
+def _draw(folder: RunFolder, plan: TrainingPlan, result: FitResult) -> None:
+    """Draw the run's picture; where it cannot be, say so: the run is none the less for it."""
+    data, features = result.certificate["data"], result.certificate["features"]
+    title = f"{data['name']}: {plan.head.replace('_', ' ')} head on {features['extractor']} features"
+    picture = io.BytesIO()
+    plot_accuracy_and_epsilon(result.metrics, picture, title=title, delta=plan.delta)
+    try:
+        write_whole(folder.path / "accuracy_epsilon.png", picture.getvalue())
+    except OSError as error:
+        print(
+            f"warning: accuracy_epsilon.png cannot be written ({error.strerror}); the run goes without its picture",
+            file=sys.stderr,
+        )
 
 
 def _validated(plan: TrainingPlan, result: FitResult) -> dict[str, float]:

@@ -29,12 +29,12 @@ from typing import Any, Protocol, TypeVar
 
 import filelock
 import numpy as np
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from scatterdp.config import RunConfig
-from scatterdp.errors import ConfigError, RunLockedError
-from scatterdp.writing import json_text, write_whole
+from scatterdp.errors import ConfigError, RunLockedError, UserError
+from scatterdp.writing import DISK_FULL, json_text, write_whole
 
 _Config = TypeVar("_Config", bound=RunConfig)
 
@@ -53,10 +53,22 @@ def new_run_dir(name: str) -> Path:
 
 
 class RunFolder:
-    """One run's folder; every file but the metrics appears whole or not at all."""
+    """One run's folder; every file but the metrics appears whole or not at all.
 
-    def __init__(self, path: Path) -> None:
+    Whatever writes to it raises UserError where the disk is full, or gone.
+
+    Args:
+        path: where it is.
+        run_dir: what messages call it. None: ``path``.
+
+    Attributes:
+        again: how the run goes on when it could not be written; None: it begins anew.
+    """
+
+    def __init__(self, path: Path, *, run_dir: Path | None = None) -> None:
         self.path = path
+        self.run_dir = run_dir or path
+        self.again: str | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -68,22 +80,33 @@ class RunFolder:
         metrics = self.path / "metrics.jsonl"
         return self.checkpoint.exists() or (metrics.exists() and metrics.stat().st_size > 0)
 
-    @classmethod
-    def create(cls, path: Path, config: Config) -> RunFolder:
-        """A new folder with its config.
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Tell a disk that is full, or gone, as one sentence; whatever is written to the folder is written in here.
 
         Raises:
-            ConfigError: something is there already, or the folder cannot be made.
+            UserError: the folder cannot be written.
+        """
+        try:
+            yield
+        except OSError as error:
+            remedy = self.again or "give another --run_dir"
+            if error.errno in DISK_FULL:
+                remedy = f"make room, {'and' if self.again else 'or'} {remedy}"
+            raise UserError(f"run_dir={self.run_dir}: cannot be written ({error.strerror}); {remedy}") from error
+
+    @classmethod
+    def create(cls, path: Path, config: Config) -> RunFolder:
+        """A new folder with its config; after an error nothing is there.
+
+        Raises:
+            UserError: something is there already, or the folder cannot be made.
         """
         run = cls(path)
         run.check_new(path)
-        try:
+        with _made(path), run.writing():
             path.mkdir(parents=True, exist_ok=True)
             run.write_json("config.json", config.to_json())
-        except OSError as error:
-            raise ConfigError(
-                f"run_dir={path}: cannot be written ({error.strerror}); give another --run_dir"
-            ) from error
         return run
 
     @classmethod
@@ -92,27 +115,19 @@ class RunFolder:
         """A new folder with its config that is at ``path`` when the block has ended; after an error nothing is.
 
         Raises:
-            ConfigError: something is there already, or the folder cannot be made.
+            UserError: something is there already, or the folder cannot be written.
         """
         cls.check_new(path, resumable=False)
-        missing = [parent for parent in path.parents if not parent.exists()]  # the nearest first
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-        try:
-            unfinished.mkdir(parents=True)
-            run = cls(unfinished)
-            run.write_json("config.json", config.to_json())
-            yield run
-            os.replace(unfinished, path)  # onto nothing, or an empty folder
-        except BaseException as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            for parent in missing:
-                with suppress(OSError):  # another run may have come to live there
-                    parent.rmdir()
-            if isinstance(error, OSError):
-                raise ConfigError(
-                    f"run_dir={path}: cannot be written ({error.strerror}); give another --run_dir"
-                ) from error
-            raise
+        run = cls(path.with_name(f".{path.name}.{os.getpid()}.unfinished"), run_dir=path)
+        with _made(path), run.writing():
+            try:
+                run.path.mkdir(parents=True)
+                run.write_json("config.json", config.to_json())
+                yield run
+                os.replace(run.path, path)  # onto nothing, or an empty folder
+            except BaseException:
+                shutil.rmtree(run.path, ignore_errors=True)
+                raise
         run.path = path
 
     @staticmethod
@@ -152,24 +167,30 @@ class RunFolder:
             RunLockedError: another live process has it.
         """
         lock = filelock.FileLock(self.path / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            raise RunLockedError(
-                f"run_dir={self.path}: another live process is running this run; wait for it"
-            ) from None
+        with self.writing():
+            try:
+                lock.acquire()
+            except filelock.Timeout:  # an OSError too
+                raise RunLockedError(
+                    f"run_dir={self.path}: another live process is running this run; wait for it"
+                ) from None
         try:
             yield
         finally:
             lock.release()
 
-    def write_json(self, name: str, value: Any) -> None:
+    def write(self, name: str, content: str | bytes) -> None:
         """Write ``name`` atomically."""
-        write_whole(self.path / name, json_text(value))
+        with self.writing():
+            write_whole(self.path / name, content)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write ``name`` as JSON."""
+        self.write(name, json_text(value))
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Replace ``metrics.jsonl`` by these rows."""
-        write_whole(self.path / "metrics.jsonl", "".join(_line(row) for row in rows))
+        self.write("metrics.jsonl", "".join(_line(row) for row in rows))
 
     def count_metrics(self) -> int:
         """How many rows ``metrics.jsonl`` has: epochs that have been shown."""
@@ -178,15 +199,13 @@ class RunFolder:
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Add one row to ``metrics.jsonl``."""
-        with (self.path / "metrics.jsonl").open("a") as file:
+        with self.writing(), (self.path / "metrics.jsonl").open("a") as file:
             file.write(_line(row))
 
     def write_model(self, name: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Write ``name`` as safetensors, with ``facts`` as JSON in its metadata (one entry: several come in no fixed order)."""
-        temporary = self.path / (name + ".tmp")
         contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        save_file(contiguous, temporary, metadata={"facts": json.dumps(facts)})
-        os.replace(temporary, self.path / name)
+        self.write(name, save(contiguous, metadata={"facts": json.dumps(facts)}))
 
     def write_test_predictions(self, predicted: np.ndarray, labels: np.ndarray, *, by_example: bool) -> None:
         """Write ``test_predictions.npz``: ``confusion``, ``(K, 3)`` rows of class, predicted class and how often (at least once).
@@ -202,12 +221,25 @@ class RunFolder:
             arrays["predicted"] = predicted.astype(np.int64)
         content = io.BytesIO()
         np.savez_compressed(content, allow_pickle=False, **arrays)
-        write_whole(self.path / "test_predictions.npz", content.getvalue())
+        self.write("test_predictions.npz", content.getvalue())
 
     def finish(self) -> None:
         """Remove the checkpoint, which holds the run's random key, and what a kill left of writing one."""
         for path in (self.checkpoint, self.checkpoint.with_name(self.checkpoint.name + ".tmp")):
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _made(path: Path) -> Iterator[None]:
+    """After an error, take away the folders that the block made for ``path``, itself included, if nothing is in them."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]  # the innermost first
+    try:
+        yield
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):  # another run may have come to live there
+                folder.rmdir()
+        raise
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from scatterdp.errors import ConfigError
+
+#: What the system says of a disk, a quota or a file that is full.
+DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+def make_folder(path: Path, *, argument: str) -> None:
+    """Make a folder where there is none.
+
+    Args:
+        argument: the flag that named it, for messages.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{argument}={path}: cannot be written ({error.strerror}); give another") from error
 
 
 def new_folder(path: Path, *, argument: str) -> None:
@@ -30,9 +51,30 @@ def new_folder(path: Path, *, argument: str) -> None:
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Replace a file atomically; text is written as UTF-8."""
+    with whole_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
+    """A new file that replaces ``path`` when the block has ended; after an error nothing is left of it.
+
+    Args:
+        private: readable by the owner only.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, path)
+    mode = 0o600 if private else 0o666  # the system takes the umask off
+
+    try:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            if private:
+                os.fchmod(file.fileno(), mode)  # it may have been there
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def json_text(value: Any) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,31 @@ def assert_same_weights(a: Path, b: Path) -> None:
         first, second = load_file(a / name), load_file(b / name)
         assert first.keys() == second.keys()
         assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """The system lets this process write no file of more bytes, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def disk_full_at(name: str) -> Iterator[None]:
+    """The disk is full when a run writes this file."""
+    write = RunFolder.write
+
+    def full(folder: RunFolder, written: str, content: str | bytes) -> None:
+        with files_of_at_most(100) if written == name else nullcontext():
+            write(folder, written, content)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "write", full)
+        yield
 
 
 @contextmanager

@@ -20,7 +20,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from run_folders import FILES, assert_same_weights, claims, interrupted_in_epoch, names, read_json
+from run_folders import (
+    FILES,
+    assert_same_weights,
+    claims,
+    disk_full_at,
+    files_of_at_most,
+    interrupted_in_epoch,
+    names,
+    read_json,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -445,6 +454,69 @@ class TestKilled:
         assert contents(interrupted)["checkpoint.pt"] == before["checkpoint.pt"]
 
 
+class TestFullDisk:
+    AGAIN = "error: run_dir=run: cannot be written (File too large); make room, and go on with python -m scatterdp.baselines --resume=run"
+
+    def test_nothing_is_left_of_a_run_that_could_not_begin(self, run, work: Path):
+        with files_of_at_most(100):
+            outcome = run(*QUICK, "--run_dir=a/run")
+        assert outcome.code == 2
+        assert outcome.err.splitlines()[-1] == (
+            "error: run_dir=a/run: cannot be written (File too large); make room, or give another --run_dir"
+        )
+        assert list(work.iterdir()) == []
+
+    def test_a_run_without_a_checkpoint_goes_on(self, run, work: Path):
+        with files_of_at_most(5_000):
+            outcome = run(*QUICK, "--run_dir=run")
+        assert (outcome.code, outcome.err.splitlines()[-1]) == (2, self.AGAIN)
+        assert names(work / "run") == {"config.json", "metrics.jsonl"}
+        self.goes_on(run, work)
+
+    @pytest.mark.parametrize("name", ["test_predictions.npz", "model_ema.safetensors", "summary.json"])
+    def test_a_run_with_a_checkpoint_goes_on(self, run, work: Path, name):
+        with disk_full_at(name):
+            outcome = run(*QUICK, "--run_dir=run")
+        assert (outcome.code, outcome.err.splitlines()[-1]) == (2, self.AGAIN)
+        assert "checkpoint.pt" in names(work / "run")
+        assert names(work / "run") <= {*FILES, "checkpoint.pt"} - {name}
+        self.goes_on(run, work)
+
+    def test_logistic_regression_begins_anew(self, run, work: Path, own_images: Path):
+        with disk_full_at("certificate.json"):
+            outcome = run(f"--dataset={own_images}", "--optim=LR", "--run_dir=run")
+        assert (outcome.code, outcome.err.splitlines()[-1]) == (2, self.AGAIN)
+        assert len(read_rows(work / "run")) == 5
+        self.goes_on(run, work)
+        assert len(read_rows(work / "run")) == 5
+
+    def test_a_metrics_row_that_is_not_written_is_not_shown(self, run, work: Path, monkeypatch):
+        append = RunFolder.append_metrics
+
+        def full(folder: RunFolder, row: dict[str, Any]) -> None:
+            with files_of_at_most(0 if row["epoch"] == 1 else 2**40):
+                append(folder, row)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, "append_metrics", full)
+            outcome = run(*QUICK, "--run_dir=run")
+        assert (outcome.code, outcome.err.splitlines()[-1]) == (2, self.AGAIN)
+        assert "epoch 1" not in outcome.out
+        self.goes_on(run, work)
+
+    def test_a_run_is_complete_without_its_picture(self, run, work: Path):
+        with files_of_at_most(50_000):
+            outcome = run(*QUICK, "--run_dir=run")
+        assert outcome.code == 0
+        assert "warning: accuracy_epsilon.png cannot be written (File too large)" in outcome.err
+        assert names(work / "run") == FILES - {"accuracy_epsilon.png"}
+
+    def goes_on(self, run, work: Path) -> None:
+        outcome = run("--resume=run")
+        assert outcome.code == 0, outcome.err
+        assert names(work / "run") == FILES
+
+
 def folder_with_one_class(work: Path) -> str:
     for split in ("train", "test"):
         (work / "images" / split / "cats").mkdir(parents=True)
@@ -517,7 +589,7 @@ BAD: dict[str, tuple[tuple[Given, ...], str]] = {
     "no such device": ((*QUICK[:3], "--device=tpu"), "device='tpu': expected auto, cpu, cuda or cuda:N"),
     "run folder is taken": ((*QUICK, a_run_folder), "run_dir=taken: is there already and is left alone"),
     "run folder in a file": ((*QUICK, a_file, "--run_dir=file/run"), "run_dir=file/run: "),
-    "features in a file": ((*QUICK, a_file, "--features_dir=file"), "features_dir=file: cannot write there"),
+    "features in a file": ((*QUICK, a_file, "--features_dir=file"), "features_dir=file: cannot be written"),
     "logs in a file": ((*QUICK, a_file, "--logdir=file"), "logdir=file: "),
     "logs of a run that does not begin": (("--dataset=nope", "--logdir=logs"), "--dataset=nope: unknown"),
     "NaN in an image": (

@@ -743,10 +743,11 @@ def test_the_whole_file_is_allocated_before_the_first_row(tmp_path):
     assert found.st_size >= 83 * 1024
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+@pytest.mark.parametrize("name", ["file", "file/below", "/proc/features"])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, name):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CacheError, match=r"features_dir=.*file.*: cannot write there"):
-        extract_features(DATASET, Rows(), features_dir=tmp_path / "file")
+    with pytest.raises(ConfigError, match=rf"features_dir=\S*{name}: cannot be written \(.+\); give another"):
+        extract_features(DATASET, Rows(), features_dir=tmp_path / name)
 
 
 # ---------------------------------------------------------------- extractors that go wrong

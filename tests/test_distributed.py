@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -155,6 +156,34 @@ def test_a_wrong_flag_is_told_once(torchrun: Callable[..., Started], work: Path)
     assert out.count("Error parsing --lr") == 1
     assert "exitcode  : 2 " in out
     assert list(work.iterdir()) == []
+
+
+def test_a_full_disk_is_told_once(torchrun: Callable[..., Started], work: Path, digits_features_dir: Path):
+    flags = [
+        "--dataset=digits",
+        "--epochs=1",
+        "--noise_multiplier=4",
+        f"--features_dir={digits_features_dir}",
+        "--run_dir=run",
+    ]
+    code, out = ended(
+        torchrun(
+            2,
+            "scatterdp.baselines",
+            *flags,
+            cwd=work,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000)),
+        )
+    )
+    assert code != 0
+    sentence = (
+        "error: run_dir=run: cannot be written (File too large); make room, and go on with torchrun --nproc_per_node=2 -m "
+        "scatterdp.baselines --resume=run"
+    )
+    assert [line for line in out.splitlines() if line.startswith("error:")] == [sentence]
+    assert "exitcode  : 2 " in out
+    assert f"traceback : {sentence}" in out  # in torchrun's own report
+    assert names(work / "run") == {"config.json", "metrics.jsonl"}
 
 
 def test_what_one_process_does_is_refused_once(torchrun: Callable[..., Started], work: Path):

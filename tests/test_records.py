@@ -92,12 +92,22 @@ class TestWhole:
 
     def test_a_disk_that_fails_is_one_sentence(self, tmp_path):
         path = tmp_path / "b"
-        with pytest.raises(ConfigError) as raised, RunFolder.whole(path, CONFIG):
+        with pytest.raises(UserError) as raised, RunFolder.whole(path, CONFIG):
             raise OSError(28, "No space left on device")
         assert str(raised.value) == (
-            f"run_dir={path}: cannot be written (No space left on device); give another --run_dir"
+            f"run_dir={path}: cannot be written (No space left on device); make room, or give another --run_dir"
         )
         assert names(tmp_path) == []
+
+    def test_a_folder_that_is_gone_is_one_sentence(self, tmp_path):
+        folder = RunFolder(tmp_path / "gone")
+        folder.again = "go on with it"
+        with pytest.raises(UserError) as raised:
+            folder.append_metrics({"step": 1})
+        assert (
+            str(raised.value)
+            == f"run_dir={tmp_path / 'gone'}: cannot be written (No such file or directory); go on with it"
+        )
 
     def test_what_is_there_is_left_alone(self, tmp_path):
         (tmp_path / "notes.txt").write_text("mine")
@@ -166,11 +176,12 @@ class TestWriting:
         assert json.loads((tmp_path / "a.json").read_text()) == {"ε": 1.5, "list": [None, True]}
 
         def fails(source, target):
-            raise OSError("no")
+            raise OSError(5, "no")
 
         monkeypatch.setattr(os, "replace", fails)
-        with pytest.raises(OSError, match="no"):
+        with pytest.raises(UserError, match=r"cannot be written \(no\)"):
             folder.write_json("a.json", {"other": 1})
+        assert names(tmp_path) == ["a.json"]
         assert json.loads((tmp_path / "a.json").read_text()) == {"ε": 1.5, "list": [None, True]}
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -41,6 +41,7 @@ from scatterdp.cache.schema import open_hdf5, read_attributes
 from scatterdp.datasets.images import to_channels_first_float
 from scatterdp.errors import CacheError, ConfigError
 from scatterdp.ranks import Alone, Ranks
+from scatterdp.writing import DISK_FULL, make_folder
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,6 @@ _DEVICE_BATCH_BYTES = 128 << 20  # the same on a CUDA device, which needs more w
 _MAPS_AT_A_TIME = 32  # bytes of the device per byte of features: a guess from above; too high a batch is halved
 _BEHIND = 2  # batches that may wait to be stored
 _JOURNAL_SECONDS = 0.5  # what a kill may cost; syncing the disk after every chunk would slow fast extractors
-_DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def extract_features(
@@ -111,17 +111,17 @@ def extract_features(
     if ranks.share(path.exists()):
         return published()
     writer = _Writer(path, dataset, extractor, dtype, batch_size, ranks)
+    make_folder(path.parent, argument="features_dir")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with writer_lock(path, timeout=lock_timeout) if ranks.rank == 0 else contextlib.nullcontext():
             if not ranks.share(path.exists()):  # another process may have published it while we waited
                 writer.run(progress)
     except OSError as error:
-        if error.errno in _DISK_FULL:
+        if error.errno in DISK_FULL:
             raise _disk_full(path, writer.layout.file_bytes) from error
-        if isinstance(error, PermissionError | FileExistsError | NotADirectoryError):
+        if isinstance(error, PermissionError | FileExistsError | NotADirectoryError) or error.errno == errno.EROFS:
             raise CacheError(
-                f"features_dir={features_dir}: cannot write there ({error.strerror}); choose another folder"
+                f"features_dir={features_dir}: cannot be written ({error.strerror}); give another"
             ) from error
         raise
     return published()

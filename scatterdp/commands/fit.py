@@ -24,6 +24,7 @@ import numpy as np
 from scatterdp.config import DEFAULT_TARGET_EPSILON
 from scatterdp.errors import ConfigError
 from scatterdp.estimators import DPClassifier
+from scatterdp.estimators.storage import serialized
 from scatterdp.exits import INTERRUPTED_WITH_NOTHING, parsed
 from scatterdp.linear import HeadName
 from scatterdp.privacy.accounting import delta_warning
@@ -128,7 +129,7 @@ def _record(config: FitConfig, path: Path, classifier: DPClassifier, tables: Tab
     certificate = with_publication(classifier.privacy_certificate_, data_name=train.name, not_private=exact)
     classifier.privacy_certificate_ = certificate  # the model's file holds it too
     with RunFolder.whole(path, config) as folder:
-        classifier.save(folder.path / "model.safetensors")
+        folder.write("model.safetensors", serialized(classifier))
         folder.write_json("certificate.json", certificate)
         folder.write_json(
             "summary.json",

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from scatterdp.errors import UserError
 from scatterdp.estimators.fitting import Images
 from scatterdp.heads import Head, Standardize
 from scatterdp.linear import UnitSphere
+from scatterdp.writing import write_whole
 
 if TYPE_CHECKING:
     from scatterdp.estimators.classifier import DPClassifier
@@ -31,6 +31,19 @@ def save_classifier(classifier: DPClassifier, path: Path) -> None:
 
     Raises:
         UserError: the file cannot be written, or labels that JSON does not know.
+    """
+    content = serialized(classifier)
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        raise UserError(f"path={path}: cannot be written ({error.strerror}); give another") from error
+
+
+def serialized(classifier: DPClassifier) -> bytes:
+    """A file's content.
+
+    Raises:
+        UserError: labels that JSON does not know.
     """
     parameters = {name: value for name, value in classifier.get_params().items() if name not in _LEFT_OUT}
     if parameters["classes"] is not None:
@@ -53,14 +66,7 @@ def save_classifier(classifier: DPClassifier, path: Path) -> None:
             f"classifier: cannot be written as JSON ({error}); take labels that are strings or numbers"
         ) from error
     tensors = {name: value.detach().cpu().contiguous() for name, value in classifier.head_.state_dict().items()}
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        save_file(tensors, temporary, metadata={"facts": text})
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"path={path}: cannot be written ({error}); give another") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    return save(tensors, metadata={"facts": text})
 
 
 def load_classifier(kind: type[DPClassifier], path: Path) -> Any:

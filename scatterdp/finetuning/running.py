@@ -18,6 +18,7 @@ from scatterdp.records import RunFolder
 from scatterdp.training.device import resolve_device
 from scatterdp.training.plan import UNCLIPPED, TrainingPlan
 from scatterdp.training.streamed_images import ImageFeatures, ImageRows
+from scatterdp.writing import make_folder
 
 EVAL_BATCH = 250
 
@@ -50,7 +51,7 @@ def run(config: FinetuneConfig) -> RunFolder:
     if not all(held):
         say("images: decoded at every step, too many to keep in memory")
     extractor = Pixels(PixelsConfig(), shape).to(device)
-    config.features_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(config.features_dir, argument="features_dir")
     features = ImageFeatures(dataset, extractor, config.features_dir)
 
     def rows_of(split, key) -> ImageRows:

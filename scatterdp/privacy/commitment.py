@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from scatterdp.errors import UserError
+from scatterdp.writing import DISK_FULL
 
 KEY_NAME = "commitment.key"
 
@@ -32,21 +33,32 @@ def commitment_key(folder: Path) -> bytes:
     """The 32-byte key in ``folder/commitment.key``; made (mode 0600) when there is none.
 
     Raises:
-        UserError: a key file of another size.
+        UserError: a key file of another size, or the disk is full.
     """
     path = folder / KEY_NAME
     if not path.exists():
-        descriptor, temporary = tempfile.mkstemp(prefix=f"{KEY_NAME}.", dir=folder)  # mode 0600
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(secrets.token_bytes(32))
-            with contextlib.suppress(FileExistsError):  # another process was first: its key is the key
-                os.link(temporary, path)  # whole or not at all
-        finally:
-            os.unlink(temporary)
+            _make_key(path)
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            raise UserError(
+                f"features_dir={folder}: cannot be written ({error.strerror}); make room, and go on with the run by --resume"
+            ) from error
     key = path.read_bytes()
     if len(key) != 32:
         raise UserError(
             f"{path}: found {len(key)} bytes, expected a key of 32; move the file away to have a new one made"
         )
     return key
+
+
+def _make_key(path: Path) -> None:
+    descriptor, temporary = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)  # mode 0600
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(32))
+        with contextlib.suppress(FileExistsError):  # another process was first: its key is the key
+            os.link(temporary, path)  # whole or not at all
+    finally:
+        os.unlink(temporary)

@@ -21,6 +21,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from scatterdp.writing import write_whole
+
 PAPER, INK, MUTED, GRID, ACCENT = "#fefefe", "#1c2126", "#5c6670", "#dde1e6", "#0b5fa5"
 SERIES = (ACCENT, "#b8470b", "#0b7a55", "#a33a7d", "#7a6200", "#5a4bc4", "#3f6f76")
 MARKERS = "osD^vPX"
@@ -97,9 +99,11 @@ class Drawing:
 
     def save(self, folder: Path) -> None:
         """Write ``NAME.png`` and ``NAME.svg``."""
-        (folder / f"{self.name}.svg").write_text(self._svg, encoding="utf-8")
+        write_whole(folder / f"{self.name}.svg", self._svg)
+        pixels = io.BytesIO()
         with style():
-            self.figure.savefig(folder / f"{self.name}.png", dpi=200)
+            self.figure.savefig(pixels, dpi=200, format="png")
+        write_whole(folder / f"{self.name}.png", pixels.getvalue())
 
     def inline(self) -> str:
         """SVG for the page: no fixed size, its colours by name, no identifier that another figure has."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from matplotlib.figure import Figure
 
 
-def plot_accuracy_and_epsilon(metrics: list[dict[str, Any]], path: Path, *, title: str, delta: float) -> None:
+def plot_accuracy_and_epsilon(
+    metrics: list[dict[str, Any]], path: Path | BinaryIO, *, title: str, delta: float
+) -> None:
     """Write a PNG: test accuracy (last and averaged weights) above, ε below, against optimizer steps.
 
     Args:
         metrics: rows with ``step``, ``epsilon`` (None: no guarantee), ``test_accuracy``, ``test_accuracy_ema``.
-        path: the PNG to write.
+        path: the PNG to write, or a file that is open.
         title: one line.
         delta: δ, for the axis label.
     """
@@ -43,7 +45,7 @@ def plot_accuracy_and_epsilon(metrics: list[dict[str, Any]], path: Path, *, titl
     figure.savefig(path, dpi=150, format="png")
 
 
-def _plot_accuracy_and_penalty(metrics: list[dict[str, Any]], path: Path, *, title: str) -> None:
+def _plot_accuracy_and_penalty(metrics: list[dict[str, Any]], path: Path | BinaryIO, *, title: str) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     penalties = [row["C"] for row in metrics]

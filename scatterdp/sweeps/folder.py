@@ -16,6 +16,7 @@ from scatterdp.writing import write_whole
 
 OUTLINE = "outline.toml"
 _LOCK = ".lock"
+_PARTS = ("runs", "logs")
 
 
 class SweepFolder:
@@ -59,11 +60,9 @@ class SweepFolder:
     def _check_new(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"out={self.path}: is a file and is left alone; give another --out")
-        strange = (
-            []
-            if not self.path.exists()
-            else sorted(set(os.listdir(self.path)) - {_LOCK, OUTLINE, OUTLINE + ".tmp", NAME + ".tmp"})
-        )
+        known = {_LOCK, OUTLINE, OUTLINE + ".tmp", NAME + ".tmp"}
+        there = list(self.path.iterdir()) if self.path.exists() else []
+        strange = sorted(path.name for path in there if path.name not in known and not _is_empty_part(path))
         if strange:
             raise ConfigError(
                 f"out={self.path}: holds something that is no sweep ({strange[0]}) and is left alone; give another --out"
@@ -105,8 +104,13 @@ class SweepFolder:
     def begin(self, outline: str) -> None:
         """Make what a sweep needs in its folder."""
         write_whole(self.path / OUTLINE, outline)
-        for name in ("runs", "logs"):
+        for name in _PARTS:
             (self.path / name).mkdir(exist_ok=True)
+
+
+def _is_empty_part(path: Path) -> bool:
+    """Whether it is what a sweep has left that was stopped, or found the disk full, before its first record."""
+    return path.name in _PARTS and path.is_dir() and not any(path.iterdir())
 
 
 def is_running(path: Path) -> bool:

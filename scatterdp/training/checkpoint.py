@@ -19,6 +19,7 @@ import torch
 
 from scatterdp.errors import UserError
 from scatterdp.privacy.randomness import RandomKey
+from scatterdp.writing import whole_file
 
 SCHEMA = 6
 _DIGEST_BYTES = 32
@@ -57,17 +58,13 @@ class Checkpoint:
     def save(self, path: Path) -> None:
         """Write atomically, readable by the owner only."""
         values = {**vars(self), "key": {"secret": self.key.secret.hex(), "origin": self.key.origin}, "schema": SCHEMA}
-        temporary = path.with_name(path.name + ".tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        os.fchmod(descriptor, 0o600)  # it may have been there
         content = io.BytesIO()
         torch.save(values, content)
-        with os.fdopen(descriptor, "wb") as file:
+        with whole_file(path, private=True) as file:
             file.write(hashlib.sha256(content.getbuffer()).digest())
             file.write(content.getbuffer())
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
 
     def history_with(self, processes: int) -> tuple[tuple[int, int], ...]:
         """:attr:`history` when so many processes go on from here.

@@ -11,12 +11,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from run_folders import files_of_at_most
 from scipy import sparse
 
 from scatterdp.commands.fit import FitConfig, fit, run
 from scatterdp.estimators import DPClassifier
 from scatterdp.exits import exit_code
 from scatterdp.privacy.checking import check_certificate
+from scatterdp.records import RunFolder
 
 RUN_FILES = ["certificate.json", "config.json", "model.safetensors", "summary.json"]
 
@@ -243,23 +245,23 @@ class TestBadInput:
         assert names(here / "run") == ["notes.txt"]
 
     @pytest.mark.parametrize(
-        ("error", "code", "message"),
+        ("size", "code", "message"),
         [
-            (
-                OSError(28, "No space left on device"),
-                2,
-                "error: run_dir={}: cannot be written (No space left on device); give another --run_dir",
-            ),
-            (KeyboardInterrupt(), 130, "interrupted: nothing was written"),
+            (1000, 2, "error: run_dir={}: cannot be written (File too large); make room, or give another --run_dir"),
+            (2**40, 130, "interrupted: nothing was written"),
         ],
         ids=["disk", "ctrl-c"],
     )
-    def test_a_record_that_cannot_be_written(self, own_files, tmp_path, monkeypatch, capsys, error, code, message):
-        def fails(self, path):
-            Path(path).write_bytes(b"half")
-            raise error
+    def test_a_record_that_cannot_be_written(self, own_files, tmp_path, monkeypatch, capsys, size, code, message):
+        write = RunFolder.write
 
-        monkeypatch.setattr(DPClassifier, "save", fails)
+        def fails(folder, name, content):
+            with files_of_at_most(size):
+                write(folder, name, content)
+            if name == "model.safetensors":
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(RunFolder, "write", fails)
         folder = tmp_path / "a" / "run"
         flags = [f"--features={own_files / 'x.npy'}", f"--labels={own_files / 'y.npy'}", f"--run_dir={folder}"]
         assert exit_code(lambda: run(flags)) == code

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from run_folders import interrupted_in_epoch
+from run_folders import files_of_at_most, interrupted_in_epoch, names
 from safetensors.torch import load_file, save_file
 
 from scatterdp.commands import finetune
@@ -142,6 +142,24 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(dp_flags, weights, m
     assert Path("run/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
     one, other = load_file("whole/model.safetensors"), load_file("public/model.safetensors")
     assert not torch.equal(one["classifier.group4.0.conv_0.weight"], other["classifier.group4.0.conv_0.weight"])
+
+
+def test_a_run_that_found_the_disk_full_goes_on(flags, public, capsys):
+    all_flags = [*flags, "--num_train_epochs=1", f"--dataset={public}", "--disable_dp"]
+    with files_of_at_most(20_000):
+        assert command(*all_flags, "--run_dir=run") == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: run_dir=run: cannot be written (File too large); make room, and go on with python -m scatterdp finetune --resume=run"
+    )
+    assert names(Path("run")) == {"config.json", "metrics.jsonl"}
+    assert command("--resume=run") == 0
+
+
+def test_a_features_folder_that_cannot_be_made(flags, public, capsys):
+    assert command(*flags, f"--dataset={public}", "--disable_dp", "--features_dir=/proc/features") == 2
+    assert capsys.readouterr().err == (
+        "error: features_dir=/proc/features: cannot be written (No such file or directory); give another\n"
+    )
 
 
 def test_a_resumed_run_refuses_other_weights(dp_flags, weights, monkeypatch, capsys):

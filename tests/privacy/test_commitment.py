@@ -3,6 +3,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from run_folders import files_of_at_most
 
 from scatterdp.errors import UserError
 from scatterdp.privacy.commitment import commitment, commitment_key
@@ -29,6 +30,15 @@ def test_the_mode_does_not_depend_on_the_umask(tmp_path: Path):
     finally:
         os.umask(previous)
     assert stat.S_IMODE((tmp_path / "commitment.key").stat().st_mode) == 0o600
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    with (
+        files_of_at_most(10),
+        pytest.raises(UserError, match=r"^features_dir=.*File too large\); make room, and go on"),
+    ):
+        commitment_key(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_crash_while_it_is_made_leaves_no_half_of_one(tmp_path: Path, monkeypatch):

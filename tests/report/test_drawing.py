@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from run_folders import files_of_at_most
 
 from scatterdp.report.drawing import DARK, LIGHT, SERIES, Drawing, file_name, legend_below, style
 
@@ -113,3 +114,10 @@ def test_names_of_files():
     assert file_name("../../etc", "x") == "etc_x"
     assert file_name("", "") == "x_x"
     assert len(file_name("y" * 500, "z")) < 100
+
+
+def test_of_a_figure_that_cannot_be_written_nothing_is_left(tmp_path):
+    drawing = Drawing(name="a", figure=Figure(), title="", alt="")
+    with files_of_at_most(100), pytest.raises(OSError, match="File too large"):
+        drawing.save(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from run_folders import files_of_at_most
 
 from scatterdp import experiment
 from scatterdp.commands import certificate as certificate_command
@@ -256,6 +257,22 @@ class TestFolder:
         with pytest.raises(UserError, match=r"No space left on device.*same command goes on"):
             execute(make_sweep(), folder, workers)
         monkeypatch.undo()
+        assert execute(make_sweep(), folder, workers).count("done") == 2
+
+    def test_a_disk_full_before_the_first_record_leaves_what_the_next_start_takes(
+        self, make_sweep, folder, workers, monkeypatch
+    ):
+        write = record_module.write_whole
+
+        def full(path, text):
+            with files_of_at_most(10):
+                write(path, text)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(record_module, "write_whole", full)
+            with pytest.raises(UserError, match=r"File too large.*same command goes on"):
+                execute(make_sweep(), folder, workers)
+        assert set(os.listdir(folder.path)) - {".lock"} == {"outline.toml", "runs", "logs"}
         assert execute(make_sweep(), folder, workers).count("done") == 2
 
     def test_a_run_for_which_the_disk_is_full_fails_alone(self, make_sweep, folder, workers, monkeypatch):
