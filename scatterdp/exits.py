@@ -71,7 +71,10 @@ def _code_of(command: Callable[[], int | None]) -> int:
 def _nobody_reads() -> bool:
     """Whether the reader of standard output is gone, as ``head`` is when it has its lines; what is printed from now on goes nowhere."""
     output = select.poll()
-    output.register(sys.stdout.fileno(), 0)
+    try:
+        output.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):  # no file
+        return False
     gone = any(event & select.POLLERR for _, event in output.poll(0))
     if gone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -60,7 +60,7 @@ def whole_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
     """A new file that replaces ``path`` when the block has ended; after an error nothing is left of it.
 
     Args:
-        private: readable by the owner only.
+        private: readable by the owner only, and there after a power cut, too.
     """
     temporary = path.with_name(path.name + ".tmp")
     mode = 0o600 if private else 0o666  # the system takes the umask off
@@ -70,11 +70,27 @@ def whole_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
             if private:
                 os.fchmod(file.fileno(), mode)  # it may have been there
             yield file
+            if private:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
+        if private:
+            sync_folder(path.parent)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename last; Windows has no such call."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def json_text(value: Any) -> str:

@@ -34,14 +34,14 @@ from tqdm import tqdm
 from scatterdp.cache.digests import chunk_digest, squared_norms_of
 from scatterdp.cache.files import SPLITS, Split, cache_path, check_dtype, journal_paths, partial_path
 from scatterdp.cache.journal import Intervals, count, journaled, merged, missing, write_journal
-from scatterdp.cache.layout import Layout, Place, create, places_of, sync_folder
+from scatterdp.cache.layout import Layout, Place, create, places_of
 from scatterdp.cache.lock import writer_lock
 from scatterdp.cache.reading import FeatureCache
 from scatterdp.cache.schema import open_hdf5, read_attributes
 from scatterdp.datasets.images import to_channels_first_float
 from scatterdp.errors import CacheError, ConfigError
 from scatterdp.ranks import Alone, Ranks
-from scatterdp.writing import DISK_FULL, make_folder
+from scatterdp.writing import DISK_FULL, make_folder, sync_folder
 
 if TYPE_CHECKING:
     import torch

@@ -17,6 +17,7 @@ import numpy as np
 from scatterdp.cache.files import DTYPES, SPLITS, Split, beside, journal_paths, partial_path
 from scatterdp.cache.schema import open_hdf5, write_attributes
 from scatterdp.errors import CacheError
+from scatterdp.writing import sync_folder
 
 _CHUNK_BYTES = 2 << 20  # a chunk holds about this much: large enough to read fast, small enough to redo
 
@@ -155,14 +156,3 @@ def allocate(file: BinaryIO, size: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename last; Windows has no such call."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

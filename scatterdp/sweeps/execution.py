@@ -50,7 +50,12 @@ def execute(sweep: Sweep, folder: SweepFolder, workers: AbstractContextManager[W
                 try:
                     with journal.progress():
                         carry_out_all(
-                            missing, found, command=record.command, folder=folder.path, on_change=journal.note
+                            missing,
+                            found,
+                            command=record.command,
+                            folder=folder.path,
+                            on_change=journal.note,
+                            on_wait=journal.look,
                         )
                 except BaseException:
                     journal.stop()
@@ -123,6 +128,14 @@ class _Journal:
             self.bar.write(f"{told(entry.changes) or entry.name}: {said}", file=sys.stdout)
             self.bar.update()
 
+    def look(self) -> None:
+        """Write down which runs have begun to look at the data: what happens to their folders then, they have."""
+        if any(self._has_looked(entry) and not entry.looked for entry in self.record.runs):
+            self.write(accounting=False)
+
+    def _has_looked(self, entry: RunEntry) -> bool:
+        return entry.looked or has_looked(self.folder.path / entry.run_dir)
+
     def stop(self) -> None:
         """The sweep ends before its runs do."""
         for entry in self.record.runs:
@@ -144,12 +157,10 @@ class _Journal:
 
     def write(self, *, accounting: bool = True) -> None:
         """Write the record and, unless a run has only begun, what it all costs and the tables."""
+        for entry in self.record.runs:
+            entry.looked = self._has_looked(entry)
         if accounting:
-            looked = [
-                planned
-                for entry, planned in zip(self.record.runs, self.planned, strict=True)
-                if entry.looked or has_looked(self.folder.path / entry.run_dir)
-            ]
+            looked = [planned for entry, planned in zip(self.record.runs, self.planned, strict=True) if entry.looked]
             self.record.selection = self.sweep.cost(looked, self.candidates)
         with _writing(self.folder):
             self.record.save(self.folder.path)

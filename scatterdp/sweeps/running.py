@@ -28,6 +28,7 @@ def carry_out_all(
     command: str,
     folder: Path,
     on_change: Callable[[RunEntry], None],
+    on_wait: Callable[[], None],
 ) -> None:
     """Run what waits.
 
@@ -37,6 +38,7 @@ def carry_out_all(
         command: of the outline.
         folder: the sweep's.
         on_change: called after an entry has changed its state.
+        on_wait: called now and then while runs are under way.
 
     Raises:
         UserError: the scheduler is gone.
@@ -64,6 +66,7 @@ def carry_out_all(
             waited: Any = wait(list(active), timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED")
         except TimeoutError:
             _check_alive(workers)
+            on_wait()
             continue
         for future in waited.done:
             entry = active.pop(future)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +62,6 @@ class Checkpoint:
         with whole_file(path, private=True) as file:
             file.write(hashlib.sha256(content.getbuffer()).digest())
             file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
 
     def history_with(self, processes: int) -> tuple[tuple[int, int], ...]:
         """:attr:`history` when so many processes go on from here.

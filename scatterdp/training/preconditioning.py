@@ -24,6 +24,9 @@ from scatterdp.extractors.base import Extractor
 from scatterdp.extractors.synthetic import dead_leaves, photographic_leaves, random_views, wavelet_marginals
 from scatterdp.heads import Precondition
 
+#: How networks' features are preconditioned. Raised with every change, it goes into what keys are bound to: other features under the old noise would give it away.
+OF_CHANNELS = 2
+
 NUM_IMAGES = 4000
 PAIRS = 2  # of views of an image
 _BATCH = 128

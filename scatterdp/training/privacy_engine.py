@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from types import MethodType
 from typing import Any, Literal
 
 import torch
@@ -112,7 +113,8 @@ class PrivacyEngine:
         self.plan = plan if target_epsilon is None else plan.calibrated(target_epsilon=target_epsilon)
         self.steps_taken = 0
         self._key = RandomKey.make(seed).bound_to(repr(self.plan))
-        self._check = model.register_forward_pre_hook(self._check_once)
+        self._check = model.register_forward_pre_hook(self._check_first)
+        self._checked: set[bool] = set()  # values of model.training
         self._recorder = Recorder(model)
         self._sums: dict[str, Tensor] = {}
         self._expected: tuple[int, bool] | None = None  # rows of the piece that is out, and whether it is the last
@@ -156,6 +158,8 @@ class PrivacyEngine:
     def attach(self, optimizer: Optimizer) -> None:
         """Give the optimizer ``step(loss=…)`` and ``virtual_step(loss=…)``; both take per-example losses ``(b,)``.
 
+        Each entry of a loss must depend on its own example alone, as ``reduction="none"`` gives it: that is not checked.
+
         Raises:
             UserError: the optimizer holds trainable parameters that the model does not, or the other way round.
         """
@@ -167,17 +171,18 @@ class PrivacyEngine:
             )
         update = optimizer.step
 
-        def step(*, loss: Tensor) -> None:
+        def step(_: Optimizer, *, loss: Tensor) -> None:
             self._check_steps_left()
             self._accumulate(loss, last=True)
             self._release()
             update()
 
-        def virtual_step(*, loss: Tensor) -> None:
+        def virtual_step(_: Optimizer, *, loss: Tensor) -> None:
             self._accumulate(loss, last=False)
 
-        optimizer.step = step  # pyright: ignore[reportAttributeAccessIssue]
-        optimizer.virtual_step = virtual_step  # pyright: ignore[reportAttributeAccessIssue]
+        # Methods, for schedulers of the learning rate look for their functions.
+        optimizer.step = MethodType(step, optimizer)  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.virtual_step = MethodType(virtual_step, optimizer)  # pyright: ignore[reportAttributeAccessIssue]
 
     def epsilon(self) -> float:
         """ε of the steps taken so far at ``target_delta``."""
@@ -199,9 +204,19 @@ class PrivacyEngine:
         self._check.remove()
         self._recorder.close()
 
-    def _check_once(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Before the first batch, on made-up inputs of its shape: does the model keep examples apart?"""
-        self._check.remove()
+    def _check_first(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Before the first batch in training mode, and out of it, on made-up inputs of its shape: does the model keep examples apart?"""
+        mode = model.training
+        if mode in self._checked or not torch.is_grad_enabled():
+            return
+        self._checked.add(mode)
+        try:
+            self._check_apart(model, inputs)
+        except BaseException:
+            self._checked.discard(mode)
+            raise
+
+    def _check_apart(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
         if inputs and isinstance(inputs[0], Tensor) and inputs[0].is_floating_point():
             shape = (2, *inputs[0].shape[1:])
             made_up = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=inputs[0].dtype)
@@ -231,7 +246,7 @@ class PrivacyEngine:
                 f"({said}); the accounting holds for its batches only"
             )
         # The piece is taken before it is added: interrupted half-way, it can neither be given again nor be left out.
-        self._expected, self._counted = None, False
+        self._counted, self._expected = False, None
         rules = self._recorder.rules(losses) if len(losses) else self._recorder.rules_of_nothing()
         use_ghost = by_the_shapes if self.plan.engine == "mixed_ghost" else everywhere
         clipped = clip(
@@ -247,7 +262,7 @@ class PrivacyEngine:
         self._check_steps_left()
         # Spent before anything is released: interrupted half-way, the step is counted and cannot be taken again.
         step, sums = self.steps_taken, self._sums
-        self.steps_taken, self._sums = step + 1, {}
+        self._sums, self.steps_taken = {}, step + 1  # in this order: sums that stayed would be in the next step again
         # Bound to what the noise is added to: runs from one seed on other data share no noise that a difference would cancel.
         exact = b"".join(sums[name].cpu().numpy().tobytes() for name in sorted(sums))
         key = self._key.bound_to(hashlib.sha256(exact).hexdigest())

@@ -113,6 +113,52 @@ class TestExecute:
         (folder.path / "kept").rename(kept)
         assert execute(make_sweep(), folder, workers).count("done") == 2
 
+    def test_a_run_that_was_stopped_after_it_had_looked_has_spent_though_its_folder_goes(
+        self, make_sweep, folder, workers, monkeypatch
+    ):
+        carry_out_all, append = execution.carry_out_all, RunFolder.append_metrics
+
+        def half_way(runs, workers, *, command, folder, on_change, on_wait):
+            entry, planned = runs[0]
+            entry.state = "running"
+            on_change(entry)
+            experiment.run(planned.config)
+
+        def interrupted(self, row):
+            append(self, row)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(execution, "carry_out_all", half_way)
+        monkeypatch.setattr(RunFolder, "append_metrics", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            execute(make_sweep(), folder, workers)
+        monkeypatch.setattr(RunFolder, "append_metrics", append)
+        monkeypatch.setattr(execution, "carry_out_all", carry_out_all)
+        gone, _ = SweepRecord.load(folder.path).runs
+        assert gone.looked
+        shutil.rmtree(folder.path / gone.run_dir)
+        again = execute(make_sweep(), folder, workers)
+        assert [entry.state for entry in again.runs] == ["failed", "done"]
+        assert again.selection["runs_that_looked"] == 2
+
+    def test_that_a_run_looks_is_written_while_it_goes_on(self, make_sweep, folder, workers, monkeypatch):
+        seen = []
+
+        def half_way(runs, workers, *, command, folder: Path, on_change, on_wait):
+            entry, _ = runs[0]
+            entry.state = "running"
+            on_change(entry)
+            run_dir = folder / entry.run_dir
+            on_wait()
+            run_dir.mkdir(parents=True)
+            (run_dir / "metrics.jsonl").touch()
+            on_wait()
+            seen.append(SweepRecord.load(folder).runs[0].looked)
+
+        monkeypatch.setattr(execution, "carry_out_all", half_way)
+        execute(make_sweep(), folder, workers)
+        assert seen == [True]
+
     def test_a_run_that_was_killed_before_its_config_begins_anew(self, make_sweep, folder, workers):
         sweep = make_sweep(QUICK.replace("[3, 4]", "[3]"))
         record = execute(sweep, folder, workers)

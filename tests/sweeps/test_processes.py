@@ -18,6 +18,7 @@ import pytest
 
 from scatterdp.errors import UserError
 from scatterdp.sweeps.cluster import running_cluster
+from scatterdp.sweeps.folder import is_running
 from scatterdp.sweeps.follow import follow
 from scatterdp.sweeps.record import SweepRecord
 
@@ -118,7 +119,7 @@ def test_a_worker_killed_in_a_run_costs_nothing_but_time(start, outline, out, tm
 
 @pytest.mark.slow
 def test_a_sweep_killed_and_started_again_does_what_is_missing(start, outline, out):
-    outline.write_text(LONG.replace("seeds = [0]", "seeds = [0, 1]").replace("epochs = 60", "epochs = 300"))
+    outline.write_text(LONG.replace("seeds = [0]", "seeds = [0, 1]"))
     process = start(str(outline), f"--out={out}", "--workers=1")
     metrics = out / "runs" / "002-3" / "metrics.jsonl"
     wait_for(lambda: lines(metrics) >= 2, process)
@@ -130,9 +131,11 @@ def test_a_sweep_killed_and_started_again_does_what_is_missing(start, outline, o
     assert not SweepRecord.load(out).finished
     follow(out)  # returns, since nobody runs it
     again = start(str(outline), f"--out={out}", "--workers=2")
-    wait_for(lambda: SweepRecord.load(out).count("running") > 0, again)
+    wait_for(lambda: is_running(out), again)
+    again.send_signal(signal.SIGSTOP)  # or it might end before the next one has begun
     refused = start(str(outline), f"--out={out}")
     _, err = refused.communicate(timeout=LIMIT)
+    again.send_signal(signal.SIGCONT)
     assert refused.returncode == 2
     assert re.search(r"error: out=.*another live process runs this sweep", err)
     ended(again)

@@ -398,6 +398,54 @@ def test_other_batches_than_those_given_are_refused():
     assert engine.steps_taken == 0
 
 
+class Mixing(nn.Module):
+    """Mixes examples, perhaps in one mode only."""
+
+    def __init__(self, *, only_in: bool | None = None) -> None:
+        super().__init__()
+        self.linear, self.only_in = nn.Linear(72, 3), only_in
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return self.linear(x - x.mean(0) if self.only_in in (None, self.training) else x)
+
+
+def test_a_model_that_mixes_examples_is_refused_however_often():
+    engine = made(model := Mixing())
+    for _ in range(3):
+        with pytest.raises(UserError, match="model"):
+            model(X[:4])
+    assert engine.steps_taken == 0
+
+
+def test_a_mode_that_was_not_seen_is_checked_when_it_comes():
+    made(model := Mixing(only_in=True))
+    with torch.no_grad():
+        model(X[:4])  # nothing is trained on this
+    model.eval()
+    model(X[:4])
+    model.train()
+    with pytest.raises(UserError, match="model"):
+        model(X[:4])
+
+
+@pytest.mark.filterwarnings("ignore:Seems like `optimizer.step:UserWarning")
+@pytest.mark.parametrize("after", [False, True])
+def test_schedulers_of_the_learning_rate(after):
+    optimizer = torch.optim.SGD((model := network()).parameters(), lr=0.5)
+    engine = made(model)
+    if after:
+        engine.attach(optimizer)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    if not after:
+        engine.attach(optimizer)
+    for rows, _ in engine.batches():
+        optimizer.step(loss=losses_of(model, rows))  # pyright: ignore
+        scheduler.step()
+    assert engine.steps_taken == 12
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * 0.1**12)
+
+
 def test_a_piece_left_out_is_noticed():
     engine = made(network())
     batches = engine.batches(4)
