@@ -155,7 +155,7 @@ class TestFindRuns:
         assert [run.name for run in found.runs] == ["seed1"]
         told = reasons(found)
         assert told.keys() == {"own", "seed0", str(runs / "a.log")}
-        assert "--resume goes on" in told["seed0"]
+        assert "--resume of this run" in told["seed0"]
         assert "no summary.json" in told["own"]
 
     def test_nothing_usable_is_one_sentence(self, tmp_path, runs):

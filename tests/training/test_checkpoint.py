@@ -124,8 +124,8 @@ def test_it_is_replaced_as_a_whole(tmp_path, monkeypatch):
     assert_equal(Checkpoint.load(path), second)
 
 
-def test_replacement_is_the_last_step(tmp_path, monkeypatch):
-    """The old file stands, complete, until the new one is on the disk."""
+def test_the_new_file_is_on_the_disk_before_it_replaces_the_old_one_and_so_is_its_name_after(tmp_path, monkeypatch):
+    """The old file stands, complete, until then."""
     path = tmp_path / "checkpoint.pt"
     first = make()
     first.save(path)
@@ -146,7 +146,7 @@ def test_replacement_is_the_last_step(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", replace)
     second = make(RandomKey.from_seed(9))
     second.save(path)
-    assert events == ["fsync", "replace"]
+    assert events == ["fsync", "replace", "fsync"]
     assert_equal(Checkpoint.load(path), second)
 
 
