@@ -29,14 +29,17 @@ def bytes_of(size: str, *, argument: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def in_words(size: float) -> str:
-    """Bytes for a person, in the largest unit of which there is one.
+def in_words(count: float) -> str:
+    """Bytes for people, in powers of ten.
 
-    >>> in_words(1.536e9), in_words(2e6), in_words(640)
-    ('1.54 GB', '2 MB', '0.64 kB')
+    >>> in_words(3112248344), in_words(512)
+    ('3.1 GB', '512 B')
     """
-    unit = max((unit for unit in _UNITS if _UNITS[unit] <= size), key=_UNITS.__getitem__, default="kB")
-    return f"{size / _UNITS[unit]:.3g} {unit}"
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
 
 
 def available_memory() -> int | None:

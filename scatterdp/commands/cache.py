@@ -28,6 +28,7 @@ from scatterdp.cache import (
     writer_lock,
 )
 from scatterdp.errors import CacheError, ConfigError
+from scatterdp.sizes import in_words
 
 Names = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[NAME ...]")]
 
@@ -105,7 +106,7 @@ class Rm:
                     if file.is_file() or file.is_symlink():
                         freed += file.lstat().st_size
                         file.unlink()
-                print(f"removed {path.name}, {_size(freed)} freed")
+                print(f"removed {path.name}, {in_words(freed)} freed")
         return 0
 
 
@@ -156,7 +157,7 @@ def _describe(summary: Summary) -> tuple[str, ...]:
         state += f", locked by {summary.writer}"
     attributes = summary.attributes
     if not attributes:
-        return (summary.path.name, "-", "-", "-", "-", "-", _size(summary.size), state)
+        return (summary.path.name, "-", "-", "-", "-", "-", in_words(summary.size), state)
     return (
         summary.path.name,
         attributes["dataset_name"],
@@ -164,22 +165,9 @@ def _describe(summary: Summary) -> tuple[str, ...]:
         attributes["dtype"],
         "+".join(map(str, summary.rows)),
         "×".join(map(str, attributes["output_shape"])),
-        _size(summary.size),
+        in_words(summary.size),
         state,
     )
-
-
-def _size(count: float) -> str:
-    """Bytes for people, in powers of ten.
-
-    >>> _size(3112248344), _size(512)
-    ('3.1 GB', '512 B')
-    """
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
 
 
 Command = (

@@ -35,8 +35,8 @@ _MAP_VALUES = 1 << 24  # of the first layer, in memory at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepPatchesConfig:
-    """What patch features of two layers compute.
+class DeepPatchesConfig(PatchesConfig):
+    """What patch features of two layers compute: the settings of the second layer, whose patches are of maps, and those of the first.
 
     Args:
         first_patches: filters of the first layer, a multiple of 32.
@@ -48,13 +48,7 @@ class DeepPatchesConfig:
         components: principal components of the maps' channels that are kept.
         patches: filters of the second layer, a multiple of 32.
         size: side of its patches in places of the maps.
-        threshold: its t.
-        whitening: as for the first.
-        grid: pooling cells a side.
-        mirror: average with the mirror image's features.
-        assignment: as for the first.
         source: the synthetic images that everything is fitted to.
-        seed: of those images and of patches.
 
     Raises:
         ConfigError: a value out of range.
@@ -67,18 +61,11 @@ class DeepPatchesConfig:
     first_grid: int = 13
     first_assignment: Assignment = "soft"
     components: int = 128
-    patches: int = 512
     size: int = 2
     threshold: float = 0.4
-    whitening: float = 0.1
-    grid: int = 3
-    mirror: bool = True
-    assignment: Assignment = "soft"
-    source: str = "dead_leaves"
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        self.second_layer()  # its own names first, so that what the first layer refuses is of the first
+        super().__post_init__()  # its own names first, so that what the first layer refuses is of the first
         with _of_first_layer():
             first = self.first_layer()
         if self.patches > MAP_PATCHES:
@@ -97,20 +84,6 @@ class DeepPatchesConfig:
             grid=self.first_grid,
             assignment=self.first_assignment,
             mirror=False,
-            source=self.source,
-            seed=self.seed,
-        )
-
-    def second_layer(self) -> PatchesConfig:
-        """The settings of the second, as if it were of images."""
-        return PatchesConfig(
-            patches=self.patches,
-            size=self.size,
-            threshold=self.threshold,
-            whitening=self.whitening,
-            grid=self.grid,
-            assignment=self.assignment,
-            mirror=self.mirror,
             source=self.source,
             seed=self.seed,
         )

@@ -89,7 +89,7 @@ class _Journal:
         for entry, planned in zip(self.record.runs, self.planned, strict=True):
             run_dir = self.folder.path / entry.run_dir
             describe(entry, planned)
-            entry.looked = entry.looked or has_looked(run_dir)
+            entry.looked = self._has_looked(entry)
             if (run_dir / "summary.json").exists() and not (run_dir / "checkpoint.pt").exists():
                 entry.state = "done"
                 for name, value in outcome_of(run_dir).items():
