@@ -4,6 +4,10 @@ The forward pass notes each layer's inputs; one backward pass gives the gradient
 weight gradient is computed and thrown away). From the two each layer gives its norms, and after clipping its weighted sum: no
 second backward pass (Bu et al. 2022, arXiv 2210.00038, "book-keeping").
 
+A layer's norms are computed the moment its output gradient arrives, and only what its weighted sum needs stays until the last norm is
+known: the layer's per-example gradients where there are any, otherwise its inputs and output gradient. The rest of the backward pass
+frees as it goes, as an ordinary one does.
+
 | engine | norms of a layer |
 |---|---|
 | ``ghost`` | always without its per-example gradients |
@@ -16,12 +20,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from scatterdp.engines.clipping import Clipping, layer_factors
+from scatterdp.engines.arrival import visit_gradients
 from scatterdp.engines.contract import ClippedSum, Engine, PerExampleLoss, check_copies
 from scatterdp.engines.modules import (
     check_private,
@@ -53,11 +60,6 @@ def everywhere(rule: Rule) -> bool:
     return True
 
 
-def nowhere(rule: Rule) -> bool:
-    """Norms of the per-example gradients."""
-    return False
-
-
 def by_the_shapes(rule: Rule) -> bool:
     """Norms without per-example gradients where that needs fewer numbers."""
     return rule.prefers_ghost()
@@ -82,8 +84,8 @@ def per_example_gradients(model: nn.Module, loss: PerExampleLoss, x: Tensor, y: 
         }
 
 
-def engine_on(rules_of: Callable[..., list[tuple[str, Rule]]], use_ghost: Callable[[Rule], bool]) -> Engine:
-    """The engine contract by the rules of ``rules_of(model, loss, x, y, copies=…)``; ``squared_norms`` is ignored.
+def engine_on(rules_of: Callable[..., list[tuple[str, Rule]]]) -> Engine:
+    """The engine contract by the measured rules of ``rules_of(model, loss, x, y, copies=…)``; ``squared_norms`` is ignored.
 
     The engine raises UserError for a layer of another kind, used twice, or one that cannot be private.
     """
@@ -101,7 +103,7 @@ def engine_on(rules_of: Callable[..., list[tuple[str, Rule]]], use_ghost: Callab
     ) -> ClippedSum:
         check_copies(x, copies)
         rules = rules_of(model, loss, x, y, copies=copies)
-        clipped = clip(rules, len(x) // copies, max_grad_norm=max_grad_norm, clipping=clipping, use_ghost=use_ghost)
+        clipped = clip(rules, len(x) // copies, max_grad_norm=max_grad_norm, clipping=clipping)
         return ClippedSum(clipped.gradients, clipped.norms.to(x.device, torch.promote_types(x.dtype, torch.float32)))
 
     return engine
@@ -113,12 +115,11 @@ def clip(
     *,
     max_grad_norm: float,
     clipping: Clipping,
-    use_ghost: Callable[[Rule], bool],
 ) -> ClippedSum:
-    """Clipped gradient sums by parameter name, and norms ``(b,)`` before clipping in double precision."""
-    with full_precision(rules[0][1].inputs.device if rules else torch.device("cpu")):
-        squares = [rule.squared_norms(ghost=use_ghost(rule)).double() for _, rule in rules]
-        stacked = torch.stack(squares) if squares else torch.zeros(0, examples, dtype=torch.float64)
+    """Clipped gradient sums of measured rules by parameter name, and norms ``(b,)`` before clipping in double precision."""
+    squares = [rule.squares for _, rule in rules]
+    stacked = torch.stack(squares) if squares else torch.zeros(0, examples, dtype=torch.float64)
+    with full_precision(stacked.device):
         factors, norms = layer_factors(stacked, max_grad_norm, clipping)
         finite = norms.isfinite()
         sums = {
@@ -130,26 +131,47 @@ def clip(
 
 
 def backward(
-    model: nn.Module, loss: PerExampleLoss, x: Tensor, y: Tensor, *, copies: int = 1
+    model: nn.Module,
+    loss: PerExampleLoss,
+    x: Tensor,
+    y: Tensor,
+    *,
+    copies: int = 1,
+    use_ghost: Callable[[Rule], bool] | None = None,
 ) -> list[tuple[str, Rule]]:
-    """One forward and one backward pass: a rule for each layer, with its inputs and output gradients."""
+    """One forward and one backward pass: a rule for each layer, as :meth:`Recorder.rules` gives them."""
     with Recorder(model) as recorder:
         if len(x) == 0:
             return recorder.rules_of_nothing()
         with torch.enable_grad():
             losses = loss(model(x), y)
-        return recorder.rules(losses, copies=copies)
+        return recorder.rules(losses, copies=copies, use_ghost=use_ghost)
 
 
 @dataclass(frozen=True)
 class _Call:
     """One layer in one forward pass."""
 
+    label: str
     module: Any
     inputs: Tensor
     input_version: int
-    edge: Any
+    edge: GradientEdge
     output_shape: torch.Size
+
+    def check_rows(self, losses: Tensor) -> None:
+        if len(self.inputs) != len(losses) or self.output_shape[:1] != losses.shape:
+            raise UserError(
+                f"{self.label}: has {len(self.inputs)} input and {self.output_shape[0]} output rows for {len(losses)} examples; "
+                "the first axis must be the example's"
+            )
+
+    def rule(self, gradient: Tensor, copies: int) -> Rule:
+        if self.inputs._version != self.input_version:
+            raise UserError(f"{self.label}: its input is changed in place after it was read; take inplace=False")
+        rule = rule_for(self.module)
+        assert rule is not None, self.label
+        return rule(self.module, in_single_precision(self.inputs), in_single_precision(gradient.detach()), copies)
 
 
 class Recorder:
@@ -199,35 +221,36 @@ class Recorder:
             handle.remove()
         self._calls = {}
 
-    def rules(self, losses: Tensor, *, copies: int = 1) -> list[tuple[str, Rule]]:
+    def rules(
+        self, losses: Tensor, *, copies: int = 1, use_ghost: Callable[[Rule], bool] | None = None
+    ) -> list[tuple[str, Rule]]:
         """A rule for every layer, from the last forward pass and its losses ``(b · copies,)``; an example's is its copies' mean.
 
+        Args:
+            losses: of every row.
+            copies: rows in succession that belong to one example.
+            use_ghost: how each rule is measured, the moment its output gradient is there; None: not measured, all of them keep their
+                inputs and output gradients.
+
         Raises:
-            UserError: a layer whose first axis is not the examples'.
+            UserError: a layer whose first axis is not the examples', or whose input is not what it was when the layer read it.
         """
         check_unchanged(self._model, self._versions)
-        edges = [call.edge for call in self._calls.values()]
-        each = torch.full_like(losses, 1 / copies)
-        gradients = torch.autograd.grad(losses, edges, each, allow_unused=True) if edges else ()
+        calls, self._calls = self._calls, {}
+        for call in calls.values():
+            call.check_rows(losses)
         found: dict[str, Rule] = {}
-        with torch.no_grad():
-            for (name, call), gradient in zip(self._calls.items(), gradients, strict=True):
-                module, inputs = call.module, call.inputs
-                label = f"module {name!r} ({type(module).__name__})"
-                if len(inputs) != len(losses) or call.output_shape[:1] != losses.shape:
-                    raise UserError(
-                        f"{label}: has {len(inputs)} input and {call.output_shape[0]} output rows for {len(losses)} examples; "
-                        "the first axis must be the example's"
-                    )
-                if inputs._version != call.input_version:
-                    raise UserError(f"{label}: its input is changed in place after it was read; take inplace=False")
-                gradient = (
-                    inputs.new_zeros(call.output_shape, dtype=losses.dtype) if gradient is None else gradient.detach()
-                )
-                rule = rule_for(module)
-                assert rule is not None, name
-                found[name] = rule(module, in_single_precision(inputs), in_single_precision(gradient), copies)
-        self._calls = {}
+
+        def arrived(name: str, gradient: Tensor | None) -> None:
+            call = calls.pop(name)  # what the rule does not need may go
+            if gradient is None:
+                return
+            with torch.no_grad(), full_precision(gradient.device):
+                found[name] = call.rule(gradient, copies)
+                if use_ghost is not None:
+                    found[name].measure(ghost=use_ghost(found[name]))
+
+        visit_gradients(losses, {name: call.edge for name, call in calls.items()}, arrived, weight=1 / copies)
         return [
             (name, found[name] if name in found else _Unused(module, losses.detach(), losses.detach(), copies))
             for name, module in self.layers
@@ -244,19 +267,18 @@ class Recorder:
         def note(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
             if not torch.is_grad_enabled():
                 return
-            given = [*inputs, *named.values()]
+            given, label = [*inputs, *named.values()], f"module {name!r} ({type(module).__name__})"
             if len(given) != 1:
-                raise UserError(
-                    f"module {name!r} ({type(module).__name__}): takes {len(given)} inputs; take engine='vmap'"
-                )
+                raise UserError(f"{label}: takes {len(given)} inputs; take engine='vmap'")
             if name in self._calls:
-                raise UserError(f"module {name!r} ({type(module).__name__}): is used twice; take engine='vmap'")
+                raise UserError(f"{label}: is used twice; take engine='vmap'")
             self._calls[name] = _Call(
+                label=label,
                 module=module,
                 inputs=given[0].detach(),
                 input_version=given[0]._version,
                 # The edge, not the tensor: an activation in place would make the tensor another function's output.
-                edge=torch.autograd.graph.get_gradient_edge(output),
+                edge=get_gradient_edge(output),
                 output_shape=output.shape,
             )
 
@@ -266,15 +288,16 @@ class Recorder:
 class _Unused(Rule):
     """A layer that the batch never met."""
 
+    def __init__(self, module: Any, inputs: Tensor, gradients: Tensor, copies: int = 1) -> None:
+        super().__init__(module, inputs, gradients, copies)
+        self.squares = torch.zeros(len(inputs) // copies, dtype=torch.float64, device=inputs.device)
+
     def per_row(self) -> dict[str, Tensor]:
         return {name: p.new_zeros(len(self.inputs), *p.shape) for name, p in own_parameters(self.module)}
-
-    def ghost_squared_norms(self) -> Tensor:
-        return torch.zeros(len(self.inputs) // self.copies, device=self.inputs.device)
 
     def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
         return {name: torch.zeros_like(p) for name, p in own_parameters(self.module)}
 
 
-ghost_engine = engine_on(backward, everywhere)
-mixed_ghost_engine = engine_on(backward, by_the_shapes)
+ghost_engine = engine_on(partial(backward, use_ghost=everywhere))
+mixed_ghost_engine = engine_on(partial(backward, use_ghost=by_the_shapes))

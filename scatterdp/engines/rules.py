@@ -24,9 +24,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -45,26 +45,59 @@ class Rule(ABC):
         copies: rows in succession that belong to one example; its gradient is the sum of theirs.
     """
 
+    #: ``(b,)`` squared norms over the layer's parameters in double precision, once the rule is measured.
+    squares: Tensor
+
     def __init__(self, module: Any, inputs: Tensor, gradients: Tensor, copies: int = 1) -> None:
         self.module, self.inputs, self.gradients, self.copies = module, inputs, gradients, copies
         self.trainable = {name for name, _ in own_parameters(module)}
         self._kept: dict[str, Tensor] | None = None
 
+    def measure(self, *, ghost: bool) -> None:
+        """Fill :attr:`squares`, without per-example gradients or by keeping them: inputs and output gradients are then let go."""
+        self.squares = self.squared_norms(ghost=ghost).double()
+        if not ghost:
+            del self.inputs, self.gradients
+
     def squared_norms(self, *, ghost: bool) -> Tensor:
         """``(b,)`` squared norms over the layer's parameters, without per-example gradients or by keeping them."""
         if ghost:
             return self.ghost_squared_norms()
-        self._kept = self.per_example()
+        self._kept = self._per_example_in_pieces()
         return squared_norms_of(self._kept)
 
     def clipped_sum(self, factors: Tensor, finite: Tensor) -> dict[str, Tensor]:
-        """Sums over examples of factor times gradient, after :meth:`squared_norms`; examples that are not ``finite`` are left out."""
+        """Sums over examples of factor times gradient, after :meth:`measure`; examples that are not ``finite`` are left out."""
+        # 0 · NaN is NaN: rows that may not count are replaced, not multiplied away.
+        if self._kept is not None:
+            kept = self._kept if finite.all() else {k: without(v, finite) for k, v in self._kept.items()}
+            return weighted(kept, factors)
         if not finite.all():
-            # 0 · NaN is NaN: rows that may not count are replaced, not multiplied away.
             rows = self._of_rows(finite)
             self.inputs, self.gradients = (without(t, rows) for t in (self.inputs, self.gradients))
-            self._kept = None if self._kept is None else {k: without(v, finite) for k, v in self._kept.items()}
-        return self.weighted_sum(self._of_rows(factors)) if self._kept is None else weighted(self._kept, factors)
+        return self.weighted_sum(self._of_rows(factors))
+
+    def pieces(self) -> Iterator[tuple[slice, Self]]:
+        """Some examples' rule at a time, and which they are: what is worked out on the way to per-example gradients stays small."""
+        copies, rows = self.copies, len(self.inputs)
+        size = copies * max(1, _CACHED_NUMBERS // max(1, copies * self._numbers_of_row()))
+        for start in range(0, rows, size):
+            stop = min(rows, start + size)
+            piece = type(self)(self.module, self.inputs[start:stop], self.gradients[start:stop], copies)
+            yield slice(start // copies, stop // copies), piece
+
+    def _numbers_of_row(self) -> int:
+        """About as many as are in work for one row's gradients."""
+        return self.inputs[0].numel() + self.gradients[0].numel()
+
+    def _per_example_in_pieces(self) -> dict[str, Tensor]:
+        result: dict[str, Tensor] = {}
+        for examples, piece in self.pieces():
+            for name, values in piece.per_example().items():
+                if name not in result:
+                    result[name] = values.new_empty(len(self.inputs) // self.copies, *values.shape[1:])
+                result[name][examples] = values
+        return result
 
     def _of_rows(self, values: Tensor) -> Tensor:
         return values if self.copies == 1 else values.repeat_interleave(self.copies)
@@ -197,6 +230,10 @@ class Known(Rule):
         nothing = first.new_zeros(len(first))
         super().__init__(module, nothing, nothing)
         self._given = gradients
+
+    def squared_norms(self, *, ghost: bool) -> Tensor:
+        self._kept = self._given
+        return squared_norms_of(self._given)
 
     def per_row(self) -> dict[str, Tensor]:
         return self._given
@@ -337,6 +374,15 @@ class ConvolutionRule(MatrixRule):
 
     def _weight_gradients(self) -> Tensor:
         """``(k², b, C, P)``: for each place in the kernel one batch of matrix products."""
+        module = self.module
+        result = self.gradients.new_empty(
+            math.prod(module.kernel_size), len(self.inputs) // self.copies, module.in_channels, module.out_channels
+        )
+        for examples, piece in self.pieces():
+            piece._write_weight_gradients(result[:, examples])
+        return result
+
+    def _write_weight_gradients(self, result: Tensor) -> None:
         module, a, v = self.module, padded(self.module, self.inputs), self.gradients
         width, (rows, columns) = a.shape[3], v.shape[2:]
         flat = a.flatten(2)
@@ -344,11 +390,13 @@ class ConvolutionRule(MatrixRule):
         wide = (
             F.pad(v, (0, width - columns)).flatten(2)[:, :, : (rows - 1) * width + columns].transpose(1, 2).contiguous()
         )
-        result = a.new_empty(math.prod(module.kernel_size), len(a), a.shape[1], v.shape[1])
         for number, (y, x) in enumerate(product(*(range(k) for k in module.kernel_size))):
             start = y * module.dilation[0] * width + x * module.dilation[1]
-            torch.bmm(flat[:, :, start : start + wide.shape[1]], wide, out=result[number])
-        return result if self.copies == 1 else result.unflatten(1, (-1, self.copies)).sum(2)
+            shifted = flat[:, :, start : start + wide.shape[1]]
+            if self.copies == 1:
+                torch.bmm(shifted, wide, out=result[number])
+            else:
+                torch.sum(torch.bmm(shifted, wide).unflatten(0, (-1, self.copies)), 1, out=result[number])
 
     def ghost_squared_norms(self) -> Tensor:
         if not (self._is_plain and "weight" in self.trainable and self.copies == 1 and self._few_pixels):

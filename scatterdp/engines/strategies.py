@@ -213,9 +213,13 @@ def engine_of(strategy: str) -> Engine:
         model: nn.Module, loss: PerExampleLoss, x: Tensor, y: Tensor, *, copies: int
     ) -> list[tuple[str, Rule]]:
         gradients = per_example_gradients(model, loss, x, y, strategy=strategy, copies=copies)
-        return [
+        rules: list[tuple[str, Rule]] = [
             (name, Known(module, {p: gradients[full_name(name, p)] for p, _ in own_parameters(module)}))
             for name, module in layers_of(model)
         ]
+        with full_precision(x.device):
+            for _, rule in rules:
+                rule.measure(ghost=False)
+        return rules
 
-    return bookkeeping.engine_on(rules_of, bookkeeping.nowhere)
+    return bookkeeping.engine_on(rules_of)
