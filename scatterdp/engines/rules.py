@@ -72,15 +72,23 @@ class Rule(ABC):
         if self._kept is not None:
             kept = self._kept if finite.all() else {k: without(v, finite) for k, v in self._kept.items()}
             return weighted(kept, factors)
-        if not finite.all():
-            rows = self._of_rows(finite)
-            self.inputs, self.gradients = (without(t, rows) for t in (self.inputs, self.gradients))
-        return self.weighted_sum(self._of_rows(factors))
+        sums: dict[str, Tensor] = {}
+        for examples, piece in self.pieces():
+            if not finite[examples].all():
+                rows = self._of_rows(finite[examples])
+                piece.inputs, piece.gradients = (without(t, rows) for t in (piece.inputs, piece.gradients))
+            for name, value in piece.weighted_sum(self._of_rows(factors[examples])).items():
+                sums[name] = sums[name].add_(value) if name in sums else value
+        return sums
 
     def pieces(self) -> Iterator[tuple[slice, Self]]:
-        """Some examples' rule at a time, and which they are: what is worked out on the way to per-example gradients stays small."""
+        """Some examples' rule at a time, and which they are, so that what is worked out on the way stays small."""
         copies, rows = self.copies, len(self.inputs)
-        size = copies * max(1, _CACHED_NUMBERS // max(1, copies * self._numbers_of_row()))
+        # No fewer than a sum has: it is made once for each piece.
+        at_once = max(
+            _numbers_at_once(self.inputs.device), *(value.numel() for _, value in own_parameters(self.module))
+        )
+        size = copies * max(1, at_once // max(1, copies * self._numbers_of_row()))
         for start in range(0, rows, size):
             stop = min(rows, start + size)
             piece = type(self)(self.module, self.inputs[start:stop], self.gradients[start:stop], copies)
@@ -153,7 +161,8 @@ _ROUNDING = 5e-7  # eight times that of single precision
 _CANCELLED = 0.012  # of the product of norms: below it inner products need double precision
 _UNIT = 6e-8  # half the distance from 1 to the next number of single precision
 _SQUARES = (1e-20, 1e20)  # of u, v and their product: single precision loses nothing that counts between these
-_CACHED_NUMBERS = 1 << 22  # in work at once, to stay in a core's cache; by measurement
+_CACHED_NUMBERS = 1 << 20  # in work at once, to stay in a core's cache; by measurement
+_MANY_NUMBERS = 1 << 26  # in work at once on a graphics card, to keep it busy
 
 
 def _squares_of_products(
@@ -179,7 +188,7 @@ def _squares_of_products(
     """
     if v.dtype in (torch.float16, torch.bfloat16):
         u, v = u.float(), v.float()
-    size = max(1, _CACHED_NUMBERS // numbers)
+    size = max(1, _numbers_at_once(v.device) // numbers)
     pieces = [inner_products(*piece) for piece in zip(u.split(size), v.split(size), strict=True)]
     products, *squares = (torch.cat(column).double() for column in zip(*pieces, strict=True))
     largest = squares[0] * squares[1]
@@ -196,6 +205,10 @@ def _squares_of_products(
             products[rows], *squares = inner_products(u[rows].double(), v[rows].double())
             largest[rows] = squares[0] * squares[1]
     return _from_above(products, largest)
+
+
+def _numbers_at_once(device: torch.device) -> int:
+    return _CACHED_NUMBERS if device.type == "cpu" else _MANY_NUMBERS
 
 
 def _from_above(squares: Tensor, largest: Tensor) -> Tensor:
