@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from scatterdp.engines.clipping import Clipping, layer_factors
 from scatterdp.engines.arrival import visit_gradients
+from scatterdp.engines.clipping import Clipping, layer_factors
 from scatterdp.engines.contract import ClippedSum, Engine, PerExampleLoss, check_copies
 from scatterdp.engines.modules import (
     check_private,
@@ -171,7 +171,8 @@ class _Call:
             raise UserError(f"{self.label}: its input is changed in place after it was read; take inplace=False")
         rule = rule_for(self.module)
         assert rule is not None, self.label
-        return rule(self.module, in_single_precision(self.inputs), in_single_precision(gradient.detach()), copies)
+        gradient = in_single_precision(gradient.detach()).reshape(self.output_shape)
+        return rule(self.module, in_single_precision(self.inputs), gradient, copies)
 
 
 class Recorder:
@@ -278,11 +279,19 @@ class Recorder:
                 inputs=given[0].detach(),
                 input_version=given[0]._version,
                 # The edge, not the tensor: an activation in place would make the tensor another function's output.
-                edge=get_gradient_edge(output),
+                edge=get_gradient_edge(_before_reshape(output)),
                 output_shape=output.shape,
             )
 
         return note
+
+
+def _before_reshape(output: Tensor) -> Tensor:
+    """What the output is a reshape of (a linear layer's, of a sequence): an activation in place leads gradients past the reshape."""
+    base = output._base
+    if base is None or base.numel() != output.numel() or not (base.is_contiguous() and output.is_contiguous()):
+        return output
+    return base
 
 
 class _Unused(Rule):
@@ -294,6 +303,9 @@ class _Unused(Rule):
 
     def per_row(self) -> dict[str, Tensor]:
         return {name: p.new_zeros(len(self.inputs), *p.shape) for name, p in own_parameters(self.module)}
+
+    def clipped_sum(self, factors: Tensor, finite: Tensor) -> dict[str, Tensor]:
+        return self.weighted_sum(factors)
 
     def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
         return {name: torch.zeros_like(p) for name, p in own_parameters(self.module)}

@@ -248,9 +248,7 @@ class PrivacyEngine:
         # The piece is taken before it is added: interrupted half-way, it can neither be given again nor be left out.
         self._counted, self._expected = False, None
         use_ghost = by_the_shapes if self.plan.engine == "mixed_ghost" else everywhere
-        rules = (
-            self._recorder.rules(losses, use_ghost=use_ghost) if len(losses) else self._recorder.rules_of_nothing()
-        )
+        rules = self._recorder.rules(losses, use_ghost=use_ghost) if len(losses) else self._recorder.rules_of_nothing()
         clipped = clip(rules, len(losses), max_grad_norm=self.plan.max_grad_norm, clipping=self.plan.clipping)
         self._sums = {
             name: self._sums[name] + value if name in self._sums else value for name, value in clipped.gradients.items()
