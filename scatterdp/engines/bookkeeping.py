@@ -6,7 +6,8 @@ second backward pass (Bu et al. 2022, arXiv 2210.00038, "book-keeping").
 
 A layer's norms are computed the moment its output gradient arrives, and only what its weighted sum needs stays until the last norm is
 known: the layer's per-example gradients where there are any, otherwise its inputs and output gradient. The rest of the backward pass
-frees as it goes, as an ordinary one does.
+frees as it goes, as an ordinary one does. On a processor the engines work through a large batch in pieces
+(:mod:`scatterdp.engines.pieces`).
 
 | engine | norms of a layer |
 |---|---|
@@ -38,6 +39,7 @@ from scatterdp.engines.modules import (
     own_parameters,
     versions_of,
 )
+from scatterdp.engines.pieces import in_pieces
 from scatterdp.engines.precision import full_precision, in_single_precision
 from scatterdp.engines.rules import RULES, Rule, rule_for
 from scatterdp.errors import UserError
@@ -311,5 +313,5 @@ class _Unused(Rule):
         return {name: torch.zeros_like(p) for name, p in own_parameters(self.module)}
 
 
-ghost_engine = engine_on(partial(backward, use_ghost=everywhere))
-mixed_ghost_engine = engine_on(partial(backward, use_ghost=by_the_shapes))
+ghost_engine = in_pieces(engine_on(partial(backward, use_ghost=everywhere)))
+mixed_ghost_engine = in_pieces(engine_on(partial(backward, use_ghost=by_the_shapes)))

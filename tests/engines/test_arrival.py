@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 
 from scatterdp.engines import ENGINES, bookkeeping, loop_engine, rules
 from scatterdp.engines.arrival import visit_gradients
@@ -37,27 +35,12 @@ def deep() -> tuple[nn.Module, Tensor, Tensor]:
     return model, torch.randn(EXAMPLES, CHANNELS, SIDE, SIDE), torch.arange(EXAMPLES) % 3
 
 
-def most_bytes(step: Callable[[], object]) -> int:
-    """The most that tensors took at one time, by torch's own book of what it gave and took back."""
-    step()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-        step()
-    assert watched.profiler is not None
-    assert watched.profiler.kineto_results is not None
-    events: list[Any] = [event for event in watched.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
-
-
 def ordinary_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
     return lambda: torch.autograd.grad(cross_entropy(model(x), y).sum(), list(model.parameters()))
 
 
 @pytest.mark.parametrize("wait", [False, True], ids=["at once", "at the end"])
-def test_output_gradients_are_freed_as_in_an_ordinary_backward_pass(monkeypatch, wait):
+def test_output_gradients_are_freed_as_in_an_ordinary_backward_pass(monkeypatch, most_bytes, wait):
     model, x, y = deep()
     if wait:  # the control: the measure would see it
 
