@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from scatterdp.engines.clipping import Clipping
 from scatterdp.engines.contract import ClippedSum, Engine, PerExampleLoss, check_copies
 from scatterdp.engines.modules import check_private
+from scatterdp.engines.rules import even
 
 # By measurement: networks from 22 thousand to a million activations a row, one and two threads.
 _NUMBERS = 1 << 22
@@ -65,7 +66,7 @@ def examples_of_piece(model: nn.Module, x: Tensor, copies: int) -> int:
     check_private(model)  # before anything passes through it
     examples = len(x) // copies
     most = max(math.ceil(_FEWEST / copies), _NUMBERS // (copies * numbers_of_row(model, x)))
-    return math.ceil(examples / math.ceil(examples / most))
+    return even(examples, most)
 
 
 def numbers_of_row(model: nn.Module, x: Tensor) -> int:

@@ -88,7 +88,8 @@ class Rule(ABC):
         at_once = max(
             _numbers_at_once(self.inputs.device), *(value.numel() for _, value in own_parameters(self.module))
         )
-        size = copies * max(1, at_once // max(1, copies * self._numbers_of_row()))
+        most = max(1, at_once // max(1, copies * self._numbers_of_row()))
+        size = copies * even(rows // copies, most)
         for start in range(0, rows, size):
             stop = min(rows, start + size)
             piece = type(self)(self.module, self.inputs[start:stop], self.gradients[start:stop], copies)
@@ -130,6 +131,11 @@ class Rule(ABC):
     @abstractmethod
     def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
         """Sums over rows of ``factors`` ``(b · copies,)`` times their gradients, by the parameter's name in the module."""
+
+
+def even(total: int, most: int) -> int:
+    """The size of pieces of at most so many that are as equal as can be."""
+    return math.ceil(total / max(1, math.ceil(total / most)))
 
 
 def without(values: Tensor, kept: Tensor) -> Tensor:
