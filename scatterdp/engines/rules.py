@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import product
 from typing import Any, Self
 
@@ -164,7 +165,9 @@ def weighted(per_example: dict[str, Tensor], factors: Tensor) -> dict[str, Tenso
 
 _SMALLEST = 1e-30
 _ROUNDING = 5e-7  # eight times that of single precision
-_CANCELLED = 0.012  # of the product of norms: below it inner products need double precision
+_CANCELLED = 0.012  # of the product of norms, with 16 lanes: below it inner products need double precision
+_LANES = {"AVX512": 16, "AVX2": 8}  # sums that a processor adds up side by side in single precision
+_FEWEST_LANES = 4
 _UNIT = 6e-8  # half the distance from 1 to the next number of single precision
 _SQUARES = (1e-20, 1e20)  # of u, v and their product: single precision loses nothing that counts between these
 _CACHED_NUMBERS = 1 << 20  # in work at once, to stay in a core's cache; by measurement
@@ -200,9 +203,11 @@ def _squares_of_products(
     largest = squares[0] * squares[1]
     if v.dtype == torch.float64:
         return _from_above(products, largest)
-    # A processor adds in 16 lanes or more; a graphics card may add one by one.
-    in_succession = depth / 16 if v.device.type == "cpu" else depth
-    precise = (products > _CANCELLED * largest) & products.isfinite()  # false for NaN
+    # A processor adds in lanes; a graphics card may add one by one.
+    lanes = _lanes_of_processor() if v.device.type == "cpu" else 16
+    in_succession = depth / lanes if v.device.type == "cpu" else depth
+    # With half the lanes rounding may take twice as much, so twice as much has to be left of the products.
+    precise = (products > _CANCELLED * 16 / lanes * largest) & products.isfinite()  # false for NaN
     for square in (*squares, largest):
         precise &= (square > _SQUARES[0]) & (square < _SQUARES[1])
     products += 1.5 * _UNIT * (1 + in_succession) * largest
@@ -211,6 +216,11 @@ def _squares_of_products(
             products[rows], *squares = inner_products(u[rows].double(), v[rows].double())
             largest[rows] = squares[0] * squares[1]
     return _from_above(products, largest)
+
+
+@cache
+def _lanes_of_processor() -> int:
+    return _LANES.get(torch.backends.cpu.get_cpu_capability(), _FEWEST_LANES)
 
 
 def _numbers_at_once(device: torch.device) -> int:
