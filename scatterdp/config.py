@@ -20,7 +20,7 @@ from scatterdp.sizes import bytes_of
 InputNorm = Literal["BN", "GroupNorm", "GN", "none"]
 Optimizer = Literal["SGD", "Adam", "LR"]
 Schedule = Literal["constant", "cosine", "one_cycle"]
-Architecture = Literal["cnn", "resnet20", "resnet20_tanh", "preact_resnet20", "preact_resnet20_tanh"]
+Architecture = Literal["cnn", "patch_cnn", "resnet20", "resnet20_tanh", "preact_resnet20", "preact_resnet20_tanh"]
 
 DEFAULT_TARGET_EPSILON = 3.0
 MAX_NOISE_MULTIPLIER = 1e6
@@ -257,7 +257,8 @@ class CnnsConfig(BaselinesConfig):
     size: Literal["small", "None"] = "None"
     """small: a smaller network."""
     arch: Architecture = "cnn"
-    """cnn: the published networks. The others: ResNet-20 with group normalisation, on pixels."""
+    """cnn: the published networks. patch_cnn: on cached features, one convolution that starts from synthetic images' features, beside the
+    features themselves. The others: ResNet-20 with group normalisation, on pixels."""
     early_stop: bool = False
     """Stop when test accuracy has not risen for five epochs. ε stays that of the whole plan."""
     augmentation_multiplicity: int = 1
@@ -275,7 +276,11 @@ class CnnsConfig(BaselinesConfig):
         super().__post_init__()
         if self.optim == "LR":
             raise ConfigError("optim=LR: is logistic regression; python -m scatterdp.baselines has it")
-        if self.arch != "cnn" and (self.use_scattering or self.size != "None"):
+        if self.arch == "patch_cnn" and not self.use_scattering:
+            raise ConfigError("arch=patch_cnn: takes feature maps; give --use_scattering too")
+        if self.arch == "patch_cnn" and self.size != "None":
+            raise ConfigError(f"size={self.size}: arch=patch_cnn has one size; leave size out")
+        if self.arch not in ("cnn", "patch_cnn") and (self.use_scattering or self.size != "None"):
             raise ConfigError(f"arch={self.arch}: has one size and takes pixels; leave use_scattering and size out")
         if self.augmentation_multiplicity < 1:
             raise ConfigError(

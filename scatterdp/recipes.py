@@ -83,6 +83,18 @@ SCATTERING_CNN_RECIPES: dict[str, Recipe] = {
         batch_size=1024, lr=1, epochs=22, input_norm="BN", bn_noise_multiplier=20, extractor="deskew(scatternet)"
     ),
 }
+#: Networks that start from synthetic images' features, on ScatterNet alone.
+PATCH_CNN_RECIPES: dict[str, Recipe] = {
+    "mnist": Recipe(
+        batch_size=8192, lr=6, epochs=20, input_norm="BN", bn_noise_multiplier=20, extractor="deskew(scatternet)"
+    ),
+    "fmnist": Recipe(
+        batch_size=8192, lr=6, epochs=20, input_norm="BN", bn_noise_multiplier=20, extractor="scatternet(mirror=True)"
+    ),
+    "cifar10": Recipe(
+        batch_size=8192, lr=6, epochs=20, input_norm="BN", bn_noise_multiplier=20, extractor="scatternet(mirror=True)"
+    ),
+}
 #: Convolutional networks on pixels: the published settings.
 END_TO_END_RECIPES: dict[str, Recipe] = {
     "mnist": Recipe(batch_size=512, lr=0.5, epochs=40, input_norm="none"),
@@ -121,6 +133,8 @@ def recipe_of(config: BaselinesConfig, name: str, num_examples: int) -> Recipe:
             TINY_IMAGES_RECIPE if config.use_scattering else dataclasses.replace(TINY_IMAGES_RECIPE, input_norm="none")
         )
     if isinstance(config, CnnsConfig):
+        if config.arch == "patch_cnn":
+            return PATCH_CNN_RECIPES.get(name) or generic_recipe(num_examples)
         if config.use_scattering:
             recipes = SCATTERING_CNN_RECIPES if config.noise_multiplier is None else PUBLISHED_SCATTERING_CNN_RECIPES
             return recipes.get(name) or generic_recipe(num_examples)

@@ -65,7 +65,9 @@ def examples_of_piece(model: nn.Module, x: Tensor, copies: int) -> int:
     """How many examples at a time: all, or pieces of one size, as far as that goes."""
     check_private(model)  # before anything passes through it
     examples = len(x) // copies
-    most = max(math.ceil(_FEWEST / copies), _NUMBERS // (copies * numbers_of_row(model, x)))
+    # No fewer than the model's own, which are read once for each piece.
+    numbers = max(_NUMBERS, sum(tensor.numel() for tensor in model.state_dict().values()))
+    most = max(math.ceil(_FEWEST / copies), numbers // (copies * numbers_of_row(model, x)))
     return even(examples, most)
 
 

@@ -11,18 +11,18 @@ With ``mirror=True`` features are averaged with those of the mirror image.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from scatterdp.errors import ConfigError
 from scatterdp.extractors.base import check_images, fingerprint
+from scatterdp.extractors.components import Components, principal_components, reduced
 from scatterdp.extractors.patch_filters import MAP_CONTRAST, MAP_PATCHES, SOURCES, make_map_filters
 from scatterdp.extractors.patch_layer import Assignment, PatchLayer, layer_channels, layer_pooling
 from scatterdp.extractors.patches import Patches, PatchesConfig
@@ -151,8 +151,8 @@ class DeepPatches:
         config, height, width = self.config, *self.input_shape[1:]
         count = max(_FEWEST_IMAGES, min(_IMAGES, _PIXELS // (height * width)))
         images = torch.from_numpy(SOURCES[config.source](count, self.input_shape, seed=config.seed))
-        components = _principal_components(self._first_maps(images), config.components)
-        maps = torch.cat([_reduced(piece.cpu(), components) for piece in self._first_maps(images)])
+        components = principal_components(self._first_maps(images), config.components)
+        maps = torch.cat([reduced(piece.cpu(), components) for piece in self._first_maps(images)])
         filters = make_map_filters(
             maps.unflatten(2, self._map_shape[1:]).numpy(),
             count=config.patches,
@@ -191,9 +191,9 @@ class DeepPatches:
 
     def _of_view(self, images: Tensor) -> Tensor:
         components, layer = self._second
-        layer, components = layer.to(self._device), _Components(*(part.to(self._device) for part in components))
+        layer, components = layer.to(self._device), Components(*(part.to(self._device) for part in components))
         pieces = [
-            layer(_reduced(maps, components).unflatten(2, self._map_shape[1:])) for maps in self._first_maps(images)
+            layer(reduced(maps, components).unflatten(2, self._map_shape[1:])) for maps in self._first_maps(images)
         ]
         return torch.cat(pieces)
 
@@ -204,38 +204,8 @@ class DeepPatches:
         return self
 
 
-class _Components(NamedTuple):
-    """Reduced maps are ``vectors · maps + bias``."""
-
-    vectors: Tensor
-    """``(components, channels)`` float32."""
-    bias: Tensor
-    """``(components, 1)`` float32."""
-
-
 class _Second(NamedTuple):
     """What is fitted after the first layer."""
 
-    components: _Components
+    components: Components
     layer: PatchLayer
-
-
-def _principal_components(maps: Iterable[Tensor], count: int) -> _Components:
-    """The largest principal components of maps' channels, over all places."""
-    total, products, places = np.zeros(()), np.zeros(()), 0
-    for piece in maps:
-        rows = piece.movedim(1, 2).flatten(0, 1).cpu().double().numpy()
-        total, products, places = total + rows.sum(0), products + rows.T @ rows, places + len(rows)
-    mean = total / places
-    _, vectors = np.linalg.eigh(products / places - np.outer(mean, mean))
-    vectors = vectors[:, ::-1][:, :count].T
-    return _Components(
-        *(torch.from_numpy(np.ascontiguousarray(part)).float() for part in (vectors, -vectors @ mean[:, None]))
-    )
-
-
-def _reduced(maps: Tensor, components: _Components) -> Tensor:
-    """``(b, channels, places) -> (b, components, places)``; image by image, so that a row is the same in every batch."""
-    if not len(maps):
-        return maps.new_empty(0, len(components.vectors), maps.shape[2])
-    return torch.stack([torch.addmm(components.bias, components.vectors, each) for each in maps])

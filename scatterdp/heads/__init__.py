@@ -2,5 +2,15 @@
 
 from scatterdp.heads.head import CLASSIFIERS, Head, linear_head, make_classifier
 from scatterdp.heads.normalizers import Precondition, Standardize, group_normalizer
+from scatterdp.heads.patch_cnn import PatchCNN
 
-__all__ = ["CLASSIFIERS", "Head", "Precondition", "Standardize", "group_normalizer", "linear_head", "make_classifier"]
+__all__ = [
+    "CLASSIFIERS",
+    "Head",
+    "PatchCNN",
+    "Precondition",
+    "Standardize",
+    "group_normalizer",
+    "linear_head",
+    "make_classifier",
+]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from scatterdp.errors import ConfigError
 from scatterdp.heads.convolutional import Shape, end_to_end_cnn, scatternet_cnn
+from scatterdp.heads.patch_cnn import PatchCNN
 from scatterdp.heads.residual import resnet20
 
 
@@ -28,6 +29,7 @@ CLASSIFIERS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "scatternet_cnn_small": lambda shape, classes: scatternet_cnn(shape, classes, small=True),
     "cnn": end_to_end_cnn,
     "cnn_small": lambda shape, classes: end_to_end_cnn(shape, classes, small=True),
+    "patch_cnn": PatchCNN,
     "resnet20": resnet20,
     "resnet20_tanh": lambda shape, classes: resnet20(shape, classes, activation="tanh"),
     "preact_resnet20": lambda shape, classes: resnet20(shape, classes, pre_activation=True),

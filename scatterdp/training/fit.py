@@ -17,7 +17,7 @@ from scatterdp.cache import Features, Split
 from scatterdp.engines import ENGINES, check_by_example
 from scatterdp.errors import UserError
 from scatterdp.extractors.base import Extractor
-from scatterdp.heads import Head, Precondition, make_classifier
+from scatterdp.heads import Head, PatchCNN, Precondition, make_classifier
 from scatterdp.privacy.ledger import Ledger, LedgerEntry, finite_or_none
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.privacy.sampling import DRAWS
@@ -38,6 +38,7 @@ from scatterdp.training.plan import UNCLIPPED, TrainingPlan
 from scatterdp.training.preconditioning import OF_CHANNELS, folded, synthetic_precondition
 from scatterdp.training.result import FitResult, certify
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, AugmentedRows, LabelledRows, Rows
+from scatterdp.training.synthetic_start import START, start_from_synthetic
 from scatterdp.training.unclipped import unclipped_sum
 from scatterdp.training.validation import TrainingSubset, validation_accuracy
 
@@ -159,6 +160,10 @@ def fit(
         normalizer = _restored(features, plan, resume.normalizer)
         ledger = Ledger.from_json(resume.ledger)
     classifier = _first_classifier(features, plan, key, processes, network)
+    if isinstance(classifier, PatchCNN) and resume is None:
+        if processes.rank == 0:
+            start_from_synthetic(classifier, extractor, normalizer)
+        classifier.load_state_dict(processes.share(classifier.state_dict()))
     if network is not None:
         network.prepare(classifier)
     head = Head(normalizer, classifier).to(device).eval()
@@ -458,6 +463,7 @@ def context(
     given = () if statistics is None else (statistics.digest(),)
     given += () if network is None else (network.description,)
     given += (OF_CHANNELS,) if plan.precondition and plan.head != "linear" else ()
+    given += (START,) if plan.head == "patch_cnn" else ()
     # Other rows of one data set are other data: folds of one size must not share their noise.
     rows = (
         ()

@@ -13,11 +13,11 @@ with a public preconditioner (the private counterpart: Mehta et al. 2022, arXiv 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scatterdp.errors import ConfigError
 from scatterdp.extractors.base import Extractor
@@ -37,7 +37,12 @@ _SEED = 77
 
 @torch.no_grad()
 def synthetic_precondition(
-    extractor: Extractor, normalizer: nn.Module, *, directions: int, power: float, of_channels: bool = False
+    extractor: Extractor,
+    normalizer: Callable[[Tensor], Tensor],
+    *,
+    directions: int,
+    power: float,
+    of_channels: bool = False,
 ) -> Precondition:
     """The preconditioner for normalised features.
 
@@ -65,7 +70,7 @@ def synthetic_precondition(
     values = values[:directions].clamp(min=1e-6 * values[0])
     scale = Precondition(vectors[:, :directions].contiguous(), (values[-1] / values) ** power)
     if of_channels:
-        features = normalizer(extractor(_images(extractor)[:: NUM_IMAGES // _SAMPLE]).cpu()).flatten(1)
+        features = normalizer(extractor(images_for(extractor)[:: NUM_IMAGES // _SAMPLE]).cpu()).flatten(1)
         scale.gain = features.norm() / scale(features).norm()
     return scale
 
@@ -103,17 +108,17 @@ def _principal_channels(differences: Iterable[Tensor], channels: int) -> tuple[T
     return squares.clamp(min=0).sqrt().flip(0).float(), vectors.flip(1).float()
 
 
-def _differences(extractor: Extractor, normalizer: nn.Module) -> Iterator[Tensor]:
+def _differences(extractor: Extractor, normalizer: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
     """``(b, D)`` each, PAIRS·n rows in all: features of one view of an image minus those of another."""
-    for number, batch in enumerate(_images(extractor).split(_BATCH)):
+    for number, batch in enumerate(images_for(extractor).split(_BATCH)):
         for pair in range(PAIRS):
             seed = 2 * (PAIRS * number + pair)
             one, other = (normalizer(extractor(random_views(batch, seed=seed + i)).cpu()).flatten(1) for i in range(2))
             yield one.sub_(other)
 
 
-def _images(extractor: Extractor) -> Tensor:
-    """Half dead leaves in photographs' colours, a quarter in any, a quarter sparse wavelets."""
+def images_for(extractor: Extractor) -> Tensor:
+    """Synthetic images that an extractor takes: half dead leaves in photographs' colours, a quarter in any, a quarter sparse wavelets."""
     shape, quarter = extractor.input_shape, NUM_IMAGES // 4
     images = [
         photographic_leaves(2 * quarter, shape, seed=_SEED),

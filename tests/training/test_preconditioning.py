@@ -82,7 +82,7 @@ def test_every_place_is_scaled_alike(small_extractor: Extractor):
 
 def test_lengths_are_kept_for_networks(small_extractor: Extractor):
     scale = synthetic_precondition(small_extractor, nn.Identity(), directions=4, power=1.0, of_channels=True)
-    features = small_extractor(preconditioning._images(small_extractor)).flatten(1)
+    features = small_extractor(preconditioning.images_for(small_extractor)).flatten(1)
     assert (scale(features) / scale.gain).norm() < 0.98 * features.norm()
     assert scale(features).norm().item() == pytest.approx(features.norm().item(), rel=0.05)
 
@@ -96,7 +96,7 @@ def test_more_directions_than_channels_are_refused(small_extractor: Extractor):
 
 
 def test_differences_are_between_views_of_the_same_image(small_extractor: Extractor):
-    images = preconditioning._images(small_extractor)
+    images = preconditioning.images_for(small_extractor)
     features = small_extractor(images).flatten(1)
     strangers = (features[: len(images) // 2] - features[len(images) // 2 :]).square().sum(1).mean()
     differences = torch.cat(list(preconditioning._differences(small_extractor, nn.Identity())))
