@@ -66,6 +66,13 @@ def _views(extractor: Extractor, **config: Any) -> Extractor:
     return Views(extractor, ViewsConfig(**config))
 
 
+def _map_patches(extractor: Extractor, **config: Any) -> Extractor:
+    from scatterdp.extractors.map_patches import MapPatches, MapPatchesConfig
+
+    _check_fields("map_patches", MapPatchesConfig, config)
+    return MapPatches(extractor, MapPatchesConfig(**config))
+
+
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "scatternet": _scatternet,
     "pixels": _pixels,
@@ -74,8 +81,12 @@ EXTRACTORS: dict[str, Callable[..., Extractor]] = {
 }
 """Name → function of ``(input_shape, **config)`` that makes the extractor with its defaults for such images."""
 
-WRAPPERS: dict[str, Callable[..., Extractor]] = {"deskew": _deskew, "views": _views}
-"""Name → function of ``(extractor, **config)`` that makes an extractor which shows other images to the given one."""
+WRAPPERS: dict[str, Callable[..., Extractor]] = {
+    "deskew": _deskew,
+    "map_patches": _map_patches,
+    "views": _views,
+}
+"""Name → function of ``(extractor, **config)`` that makes an extractor around the given one, which sees other images or gives maps."""
 
 
 def make_extractor(name: str, input_shape: tuple[int, int, int], **config: Any) -> Extractor:

@@ -15,16 +15,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from scatterdp.errors import ConfigError
 from scatterdp.extractors.base import check_images, fingerprint
-from scatterdp.extractors.components import Components, principal_components, reduced
-from scatterdp.extractors.patch_filters import MAP_CONTRAST, MAP_PATCHES, SOURCES, make_map_filters
-from scatterdp.extractors.patch_layer import Assignment, PatchLayer, layer_channels, layer_pooling
+from scatterdp.extractors.map_layer import MapLayer
+from scatterdp.extractors.patch_filters import MAP_CONTRAST, MAP_PATCHES, SOURCES
+from scatterdp.extractors.patch_layer import Assignment, layer_channels, layer_pooling
 from scatterdp.extractors.patches import Patches, PatchesConfig
 
 _ALGORITHM = 1  # of everything after the first layer: another number is another fingerprint
@@ -146,29 +146,22 @@ class DeepPatches:
         self._device = torch.device("cpu")
 
     @cached_property
-    def _second(self) -> _Second:
+    def _second(self) -> MapLayer:
         """Fitted when first needed: what is cached needs none."""
         config, height, width = self.config, *self.input_shape[1:]
         count = max(_FEWEST_IMAGES, min(_IMAGES, _PIXELS // (height * width)))
         images = torch.from_numpy(SOURCES[config.source](count, self.input_shape, seed=config.seed))
-        components = principal_components(self._first_maps(images), config.components)
-        maps = torch.cat([reduced(piece.cpu(), components) for piece in self._first_maps(images)])
-        filters = make_map_filters(
-            maps.unflatten(2, self._map_shape[1:]).numpy(),
-            count=config.patches,
+        return MapLayer.fitted(
+            lambda: self._first_maps(images),
+            self._map_shape,
+            patches=config.patches,
             size=config.size,
+            threshold=config.threshold,
             whitening=config.whitening,
+            assignment=config.assignment,
+            pooling=self._pooling,
             seed=config.seed,
         )
-        layer = PatchLayer(
-            self._map_shape,
-            filters,
-            pooling=self._pooling,
-            threshold=config.threshold,
-            assignment=config.assignment,
-            mirror=False,
-        )
-        return _Second(components, layer)
 
     def _first_maps(self, images: Tensor) -> Iterator[Tensor]:
         """The first layer's maps ``(b, channels, places)``, a few images at a time."""
@@ -190,22 +183,11 @@ class DeepPatches:
         return features.view(len(images), *self.output_shape)
 
     def _of_view(self, images: Tensor) -> Tensor:
-        components, layer = self._second
-        layer, components = layer.to(self._device), Components(*(part.to(self._device) for part in components))
-        pieces = [
-            layer(reduced(maps, components).unflatten(2, self._map_shape[1:])) for maps in self._first_maps(images)
-        ]
-        return torch.cat(pieces)
+        second = self._second.to(self._device)
+        return torch.cat([second(maps) for maps in self._first_maps(images)])
 
     def to(self, device: torch.device | str) -> Self:
         """Choose the device, in place."""
         self._device = torch.device(device)
         self._first.to(device)
         return self
-
-
-class _Second(NamedTuple):
-    """What is fitted after the first layer."""
-
-    components: Components
-    layer: PatchLayer

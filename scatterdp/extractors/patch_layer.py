@@ -42,12 +42,22 @@ def layer_pooling(shape: tuple[int, int, int], *, size: int, grid: int, what: st
     Raises:
         ConfigError: maps smaller than a patch, a patch of too many values, or a grid finer than the positions.
     """
+    _, height, width = shape
+    check_patch(shape, size=size, what=what)
+    return grid_pooling(height - size + 1, width - size + 1, grid)
+
+
+def check_patch(shape: tuple[int, int, int], *, size: int, what: str = "images") -> None:
+    """Refuse patches that do not fit maps ``(C, H, W)``.
+
+    Raises:
+        ConfigError: maps smaller than a patch, or a patch of too many values.
+    """
     channels, height, width = shape
     if channels < 1 or min(height, width) < size:
         raise ConfigError(f"size={size}: the {what} are {'×'.join(map(str, shape))}, take smaller patches")
     if channels * size**2 > _MOST_VALUES:
         raise ConfigError(f"size={size}: a patch has {channels * size**2} values, expected at most {_MOST_VALUES}")
-    return grid_pooling(height - size + 1, width - size + 1, grid)
 
 
 def layer_channels(filters: int, assignment: Assignment) -> int:

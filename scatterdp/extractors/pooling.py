@@ -15,8 +15,8 @@ class Pooling:
 
     Args:
         cells: ``(positions,)`` the cell of each position.
-        counts: ``(grid²,)`` positions of each cell.
-        mirrored: ``(grid²,)`` the cell at the mirrored place of each.
+        counts: ``(cells,)`` positions of each cell.
+        mirrored: ``(cells,)`` the cell at the mirrored place of each.
     """
 
     cells: np.ndarray
@@ -24,18 +24,27 @@ class Pooling:
     mirrored: np.ndarray
 
 
-def grid_pooling(rows: int, columns: int, grid: int) -> Pooling:
-    """A grid of ``grid × grid`` cells, as equal as whole positions allow.
+def grid_pooling(rows: int, columns: int, grid: int, *, across: int | None = None) -> Pooling:
+    """A grid of ``grid`` cells down and ``across``, as equal as whole positions allow.
+
+    Args:
+        rows, columns: of positions.
+        grid: cells down.
+        across: cells across; None: as many as down.
 
     Raises:
         ConfigError: more cells than positions a side.
     """
-    if not 1 <= grid <= min(rows, columns):
-        raise ConfigError(f"grid={grid}: expected 1 to {min(rows, columns)}, the positions a side")
-    row, column = (np.searchsorted(_edges(length, grid), np.arange(length), side="right") for length in (rows, columns))
-    cells = (row[:, None] * grid + column).ravel()
-    place = np.arange(grid * grid)
-    return Pooling(cells, np.bincount(cells, minlength=grid * grid), place + grid - 1 - 2 * (place % grid))
+    across = grid if across is None else across
+    for cells, side in ((grid, rows), (across, columns)):
+        if not 1 <= cells <= side:
+            raise ConfigError(f"grid={cells}: expected 1 to {min(rows, columns)}, the positions a side")
+    row = np.searchsorted(_edges(rows, grid), np.arange(rows), side="right")
+    column = np.searchsorted(_edges(columns, across), np.arange(columns), side="right")
+    cells = (row[:, None] * across + column).ravel()
+    place = np.arange(grid * across)
+    mirrored = place + across - 1 - 2 * (place % across)
+    return Pooling(cells, np.bincount(cells, minlength=grid * across), mirrored)
 
 
 def _edges(length: int, grid: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from scatterdp.extractors.base import Extractor
-from scatterdp.extractors.components import principal_components, reduced
+from scatterdp.extractors.map_layer import principal_components, reduced
 from scatterdp.extractors.patch_filters import make_map_filters
 from scatterdp.heads.patch_cnn import PatchCNN
 from scatterdp.training.preconditioning import images_for, synthetic_precondition

@@ -13,6 +13,7 @@ from scatterdp.errors import ConfigError, UserError
 from scatterdp.extractors import deep_patches, make_extractor, patch_filters
 from scatterdp.extractors.base import blocks_of
 from scatterdp.extractors.deep_patches import DeepPatches, DeepPatchesConfig, default_config
+from scatterdp.extractors.map_layer import principal_components, reduced
 from scatterdp.extractors.patch_filters import make_map_filters
 from scatterdp.extractors.reference import reference_features
 
@@ -74,11 +75,11 @@ def test_equals_the_definition(shape):
 def test_components_are_principal_and_in_order():
     generator = np.random.default_rng(0)
     maps = torch.from_numpy(generator.normal(size=(40, 3, 25)) * [[3.0], [0.5], [1.0]] + 7).float()
-    components = deep_patches._principal_components(maps.split(7), 2)
+    components = principal_components(maps.split(7), 2)
     assert torch.allclose(components.vectors.abs(), torch.tensor([[1.0, 0, 0], [0, 0, 1]]), atol=0.1)
-    reduced = deep_patches._reduced(maps, components)
-    assert torch.allclose(reduced.mean((0, 2)), torch.zeros(2), atol=1e-4)
-    covariance = torch.cov(reduced.movedim(1, 0).flatten(1))
+    smaller = reduced(maps, components)
+    assert torch.allclose(smaller.mean((0, 2)), torch.zeros(2), atol=1e-4)
+    covariance = torch.cov(smaller.movedim(1, 0).flatten(1))
     assert covariance[0, 0] > 5 * covariance[1, 1] > 0
     assert covariance[0, 1].abs() < 1e-2
 

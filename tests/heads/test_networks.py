@@ -16,6 +16,7 @@ SHAPES = {
     "scatternet_cnn_small": (243, 8, 8),
     "cnn": (3, 32, 32),
     "cnn_small": (3, 32, 32),
+    "patch_cnn": (243, 8, 5),
 } | {name: (3, 32, 32) for name in CLASSIFIERS if "resnet" in name}
 
 
