@@ -191,7 +191,7 @@ class BaselinesConfig(TrainingConfig):
     extractor: str | None = None
     """Fixed features: scatternet, patches, deep_patches, pixels, with settings and side by side, as in
     "scatternet(mirror=True)+patches(patches=1024)"; deskew(…) of them brings grey figures upright first, views(…) averages them
-    over views of the image. None: the data set's recipe."""
+    over views of the image, map_patches(…) is a layer of patches on one's maps. None: the data set's recipe."""
     mirror: bool | None = None
     """ScatterNet alone, its features folded with those of the mirror image (True) or not (False): half the dimensions, a free
     invariance for images whose mirror image means the same (not for digits). None: the recipe's."""

@@ -236,13 +236,14 @@ class Recorder:
                 inputs and output gradients.
 
         Raises:
-            UserError: a layer whose first axis is not the examples', or whose input is not what it was when the layer read it.
+            UserError: a layer whose first axis is not the examples', or whose input or gradient is not what it was when the layer read it.
         """
         check_unchanged(self._model, self._versions)
         calls, self._calls = self._calls, {}
         for call in calls.values():
             call.check_rows(losses)
         found: dict[str, Rule] = {}
+        held: list[tuple[str, Tensor, int]] = []
 
         def arrived(name: str, gradient: Tensor | None) -> None:
             call = calls.pop(name)  # what the rule does not need may go
@@ -252,8 +253,14 @@ class Recorder:
                 found[name] = call.rule(gradient, copies)
                 if use_ghost is not None:
                     found[name].measure(ghost=use_ghost(found[name]))
+                held.extend((call.label, tensor, tensor._version) for tensor in found[name].held())
 
         visit_gradients(losses, {name: call.edge for name, call in calls.items()}, arrived, weight=1 / copies)
+        for label, tensor, version in held:
+            if tensor._version != version:  # the sum would be of other values than the norm
+                raise UserError(
+                    f"{label}: its input or its output's gradient is changed in place in the backward pass; change a copy"
+                )
         return [
             (name, found[name] if name in found else _Unused(module, losses.detach(), losses.detach(), copies))
             for name, module in self.layers

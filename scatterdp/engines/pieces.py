@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from scatterdp.engines.clipping import Clipping
 from scatterdp.engines.contract import ClippedSum, Engine, PerExampleLoss, check_copies
-from scatterdp.engines.modules import check_private
+from scatterdp.engines.modules import check_private, check_unchanged, versions_of
 from scatterdp.engines.rules import even
 
 # By measurement: networks from 22 thousand to a million activations a row, one and two threads.
@@ -72,16 +72,22 @@ def examples_of_piece(model: nn.Module, x: Tensor, copies: int) -> int:
 
 
 def numbers_of_row(model: nn.Module, x: Tensor) -> int:
-    """How many numbers a row's activations are: the outputs of all modules without children, from a forward pass of one row."""
+    """How many numbers a row's activations are: the outputs of all modules without children, from a forward pass of zeros.
+
+    Raises:
+        UserError: the forward pass writes to the model.
+    """
     counts = [1]
     handles = [
         module.register_forward_hook(lambda *call: counts.append(call[2].numel() if isinstance(call[2], Tensor) else 0))
         for module in model.modules()
         if not any(True for _ in module.children())
     ]
+    before = versions_of(model)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model(x[:1])
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            model(torch.zeros_like(x[:1]))
+        check_unchanged(model, before)
     finally:
         for handle in handles:
             handle.remove()

@@ -60,6 +60,10 @@ class Rule(ABC):
         if not ghost:
             del self.inputs, self.gradients
 
+    def held(self) -> list[Tensor]:
+        """What is kept of the network's own tensors: inputs and output gradients, unless they were let go."""
+        return [self.__dict__[name] for name in ("inputs", "gradients") if name in self.__dict__]
+
     def squared_norms(self, *, ghost: bool) -> Tensor:
         """``(b,)`` squared norms over the layer's parameters, without per-example gradients or by keeping them."""
         if ghost:

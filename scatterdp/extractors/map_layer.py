@@ -1,6 +1,7 @@
 """A layer of patches on maps that another layer gave: principal components of their channels, then whitened patches of those.
 
-Components and filters are fitted to the maps of synthetic images (Coates & Ng 2012, "Learning Feature Representations with K-means").
+Components and filters are fitted to the maps of synthetic images (Coates & Ng 2012, "Learning Feature Representations with K-means"). Extractors
+that have such a layer name its code by their own ``_ALGORITHM``: a change here raises them all.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from scatterdp.engines import ENGINES, check_by_example
 from scatterdp.errors import UserError
 from scatterdp.extractors.base import Extractor
 from scatterdp.heads import Head, PatchCNN, Precondition, make_classifier
+from scatterdp.heads.weights import weights_digest
 from scatterdp.privacy.ledger import Ledger, LedgerEntry, finite_or_none
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.privacy.sampling import DRAWS
@@ -38,7 +39,7 @@ from scatterdp.training.plan import UNCLIPPED, TrainingPlan
 from scatterdp.training.preconditioning import OF_CHANNELS, folded, synthetic_precondition
 from scatterdp.training.result import FitResult, certify
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, AugmentedRows, LabelledRows, Rows
-from scatterdp.training.synthetic_start import START, start_from_synthetic
+from scatterdp.training.synthetic_start import start_from_synthetic
 from scatterdp.training.unclipped import unclipped_sum
 from scatterdp.training.validation import TrainingSubset, validation_accuracy
 
@@ -164,6 +165,8 @@ def fit(
         if processes.rank == 0:
             start_from_synthetic(classifier, extractor, normalizer)
         classifier.load_state_dict(processes.share(classifier.state_dict()))
+        # Other first weights have other gradients, which must not meet the same noise.
+        key = key.bound_to(weights_digest(classifier))
     if network is not None:
         network.prepare(classifier)
     head = Head(normalizer, classifier).to(device).eval()
@@ -385,10 +388,21 @@ def _first_classifier(
     if plan.engine not in ("linear", UNCLIPPED):
         made_up = torch.randn(2, int(np.prod(features.output_shape)), generator=torch.Generator().manual_seed(0))
         if network is None:
-            check_by_example(classifier, made_up)
+            check_by_example(_without_zeros(classifier), made_up)
         else:  # deep networks of ReLU jump where single precision rounds to the other side of 0
             check_by_example(copy.deepcopy(classifier).double(), made_up.double())
     classifier.load_state_dict(processes.share(classifier.state_dict()))
+    return classifier
+
+
+def _without_zeros(classifier: nn.Module) -> nn.Module:
+    """A copy whose weights that start at zero are random: behind them every gradient would be zero."""
+    classifier = copy.deepcopy(classifier)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for parameter in classifier.parameters():
+            if not parameter.any():
+                parameter.normal_()
     return classifier
 
 
@@ -463,7 +477,6 @@ def context(
     given = () if statistics is None else (statistics.digest(),)
     given += () if network is None else (network.description,)
     given += (OF_CHANNELS,) if plan.precondition and plan.head != "linear" else ()
-    given += (START,) if plan.head == "patch_cnn" else ()
     # Other rows of one data set are other data: folds of one size must not share their noise.
     rows = (
         ()

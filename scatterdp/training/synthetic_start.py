@@ -12,9 +12,6 @@ from scatterdp.extractors.patch_filters import make_map_filters
 from scatterdp.heads.patch_cnn import PatchCNN
 from scatterdp.training.preconditioning import images_for, synthetic_precondition
 
-#: How networks start. Raised with every change, it goes into what keys are bound to: other gradients under the old noise would give it away.
-START = 1
-
 WHITENING = 0.3  # added to the eigenvalues of the patches' covariance
 NUM_IMAGES = 1000
 _BATCH = 250

@@ -259,3 +259,59 @@ def test_pieces_of_a_batch_add_up(engine, copies, monkeypatch):
     torch.testing.assert_close(ours.norms, expected.norms, equal_nan=True)
     for name, gradient in expected.gradients.items():
         torch.testing.assert_close(ours.gradients[name], gradient, atol=1e-6, rtol=1e-5)
+
+
+class ChangesItsOutput(torch.autograd.Function):
+    """Writes to what the next layer has read, once that layer's part of the backward pass is over."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.z = x.tanh()
+        return ctx.z.view_as(ctx.z)
+
+    @staticmethod
+    def backward(ctx, g):
+        slope = 1 - ctx.z**2
+        ctx.z.mul_(50.0)
+        return g * slope
+
+
+class ChangesTheGradient(torch.autograd.Function):
+    """Writes to a gradient that another layer has been given, too."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g.mul_(100.0)
+
+
+class TwoReaders(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(20, 30), nn.Linear(30, 30), nn.Linear(30, 3)
+
+    def forward(self, x):
+        h = self.a(x)
+        w = ChangesTheGradient.apply(h)
+        return self.c(w + self.b(h))
+
+
+class InPlaceTanh(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.c = nn.Linear(20, 30), nn.Linear(30, 3)
+
+    def forward(self, x):
+        return self.c(ChangesItsOutput.apply(self.a(x)))
+
+
+@pytest.mark.parametrize("engine", ["ghost", "mixed_ghost"])
+@pytest.mark.parametrize("model", [TwoReaders(), InPlaceTanh()], ids=["gradient", "input"])
+def test_what_changes_in_the_backward_pass_is_refused(model, engine):
+    """The norm would be of the values before, the sum of those after: far beyond the bound."""
+    x, y = torch.randn(1, 20), torch.tensor([1])
+    with pytest.raises(UserError, match="is changed in place in the backward pass; change a copy"):
+        ENGINES[engine](model, cross_entropy, x, y, max_grad_norm=1.0)

@@ -99,3 +99,44 @@ def test_the_most_memory_is_no_more_than_that_of_an_ordinary_gradient(most_bytes
         most_bytes(CONTENDERS[contender].prepare(model, *batch, 1.0)) for contender in ("mixed_ghost", "non_private")
     )
     assert ours < 1.15 * ordinary
+
+
+class LearnsFromItsFirstBatch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.done = nn.Linear(20, 3), False
+        self.register_buffer("mean", torch.zeros(20))
+
+    def forward(self, x):
+        if not self.done:
+            self.get_buffer("mean").copy_(x.mean(0))
+            self.done = True
+        return self.layer(x - self.get_buffer("mean"))
+
+
+@pytest.mark.parametrize("rows", [32, 33])
+def test_a_model_that_keeps_what_it_sees_is_refused_and_a_large_batch_is_not_shown_to_it(rows):
+    model, x = LearnsFromItsFirstBatch(), torch.randn(rows, 20)
+    with pytest.raises(UserError, match="mean: the model's forward pass changes it"):
+        ENGINES["mixed_ghost"](model, cross_entropy, x, torch.zeros(rows, dtype=torch.int64), max_grad_norm=1.0)
+    if rows == 33:
+        assert not model.get_buffer("mean").any()
+
+
+class Hooks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.last = nn.Linear(20, 30), nn.Linear(30, 3)
+
+    def forward(self, x):
+        h = self.layer(x)
+        h.register_hook(lambda gradient: gradient)
+        return self.last(h)
+
+
+def test_forward_passes_that_need_gradients_are_measured_too():
+    x, y = torch.randn(40, 20), torch.arange(40) % 3
+    model = Hooks()
+    expected = ENGINES["loop"](model, cross_entropy, x, y, max_grad_norm=1.0)
+    ours = ENGINES["mixed_ghost"](model, cross_entropy, x, y, max_grad_norm=1.0)
+    torch.testing.assert_close(ours.norms, expected.norms, rtol=1e-5, atol=1e-7)
