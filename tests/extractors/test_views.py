@@ -112,7 +112,7 @@ def test_before_one_part_or_several():
     ("text", "message"),
     [
         ("views", "views: of which extractor? such as views(scatternet)"),
-        ("views(resnet)", "extractor='resnet': expected one of deep_patches, patches, pixels, scatternet, or deskew(…) or views(…) of"),
+        ("views(resnet)", "extractor='resnet': expected one of deep_patches, patches, pixels, scatternet, or deskew(…) or map_patches(…) or views(…) of"),
         ("views(pixels, angle=3)", "angle=3: views has no such setting, expected one of crops"),
         ("deskew(pixels, crops=3)", "crops=3: deskew has no settings"),
         ("views(pixels, crops=())", "crops=(): expected 1 to 64 crops, such as"),

@@ -33,13 +33,14 @@ def cell_of(side: int, cells: int, i: int) -> slice:
 
 def by_hand(network: PatchCNN, maps: Tensor) -> Tensor:
     """The logits of one example's maps, place by place."""
-    responses = torch.empty(6, *SHAPE[1:])
+    responses, bias = torch.empty(6, *SHAPE[1:]), network.filters.bias
+    assert bias is not None
     for row in range(SHAPE[1]):
         for column in range(SHAPE[2]):
             patch = network.vectors @ maps[:, row, column] + network.bias[:, 0]
             patch = patch / (patch @ patch / 2 + network.contrast).sqrt()
             whitened = network.whitening @ (patch - network.mean[:, 0])
-            responses[:, row, column] = network.filters.weight[:, :, 0, 0] @ whitened + network.filters.bias
+            responses[:, row, column] = network.filters.weight[:, :, 0, 0] @ whitened + bias
     assigned = torch.cat([F.relu(responses - 0.4), F.relu(-responses - 0.4)])
     cells = [assigned[:, cell_of(8, 3, i), cell_of(5, 2, j)].mean((1, 2)) for i in range(3) for j in range(2)]
     pooled = (torch.stack(cells, 1) - network.pooled_mean[:, 0]) * network.pooled_scale[:, 0]

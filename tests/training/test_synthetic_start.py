@@ -57,7 +57,7 @@ def test_filters_are_whitened_patches_of_synthetic_maps(small_extractor):
     weights = network.filters.weight[:, :, 0, 0] @ network.whitening
     np.testing.assert_allclose(weights.detach().numpy(), filters.weight[:, :, 0, 0], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose((-weights @ network.mean)[:, 0].detach().numpy(), filters.bias, rtol=1e-3, atol=1e-4)
-    assert not network.filters.bias.any()
+    assert not network.get_parameter("filters.bias").any()
     assert not network.linear.weight.any()
 
 
