@@ -85,15 +85,12 @@ SCATTERING_CNN_RECIPES: dict[str, Recipe] = {
 }
 #: Networks that start from synthetic images' features, on ScatterNet alone.
 PATCH_CNN_RECIPES: dict[str, Recipe] = {
-    "mnist": Recipe(
-        batch_size=8192, lr=6, epochs=20, input_norm="BN", bn_noise_multiplier=20, extractor="deskew(scatternet)"
-    ),
-    "fmnist": Recipe(
-        batch_size=8192, lr=6, epochs=20, input_norm="BN", bn_noise_multiplier=20, extractor="scatternet(mirror=True)"
-    ),
-    "cifar10": Recipe(
-        batch_size=8192, lr=6, epochs=20, input_norm="BN", bn_noise_multiplier=20, extractor="scatternet(mirror=True)"
-    ),
+    name: Recipe(batch_size=8192, lr=6, epochs=20, input_norm="BN", bn_noise_multiplier=20, extractor=extractor)
+    for name, extractor in (
+        ("mnist", "deskew(scatternet)"),
+        ("fmnist", "scatternet(mirror=True)"),
+        ("cifar10", "scatternet(mirror=True)"),
+    )
 }
 #: Convolutional networks on pixels: the published settings.
 END_TO_END_RECIPES: dict[str, Recipe] = {

@@ -22,14 +22,12 @@ from torch import Tensor
 
 from scatterdp.errors import ConfigError
 from scatterdp.extractors.base import check_images, fingerprint
-from scatterdp.extractors.map_layer import MapLayer
-from scatterdp.extractors.patch_filters import MAP_CONTRAST, MAP_PATCHES, SOURCES
+from scatterdp.extractors.map_layer import FEWEST_IMAGES, IMAGES, PIXELS, MapLayer, images_to_fit
+from scatterdp.extractors.patch_filters import MAP_CONTRAST, MAP_PATCHES
 from scatterdp.extractors.patch_layer import Assignment, layer_channels, layer_pooling
 from scatterdp.extractors.patches import Patches, PatchesConfig
 
 _ALGORITHM = 1  # of everything after the first layer: another number is another fingerprint
-_IMAGES, _PIXELS = 1000, 1 << 22  # synthetic images that the second layer is fitted to: fewer where they are large
-_FEWEST_IMAGES = 32
 _SMALL = 16  # a side of images that get smaller patches
 _MAP_VALUES = 1 << 24  # of the first layer, in memory at once
 
@@ -138,7 +136,7 @@ class DeepPatches:
             input_shape,
             preprocessing={
                 "contrast": MAP_CONTRAST,
-                "images": [_FEWEST_IMAGES, _IMAGES, _PIXELS],
+                "images": [FEWEST_IMAGES, IMAGES, PIXELS],
                 "patches": MAP_PATCHES,
             },
             versions={"algorithm": str(_ALGORITHM), "first": self._first.fingerprint},
@@ -148,9 +146,8 @@ class DeepPatches:
     @cached_property
     def _second(self) -> MapLayer:
         """Fitted when first needed: what is cached needs none."""
-        config, height, width = self.config, *self.input_shape[1:]
-        count = max(_FEWEST_IMAGES, min(_IMAGES, _PIXELS // (height * width)))
-        images = torch.from_numpy(SOURCES[config.source](count, self.input_shape, seed=config.seed))
+        config = self.config
+        images = images_to_fit(config.source, self.input_shape, seed=config.seed)
         return MapLayer.fitted(
             lambda: self._first_maps(images),
             self._map_shape,

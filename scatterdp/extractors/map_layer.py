@@ -13,9 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scatterdp.extractors.patch_filters import make_map_filters
+from scatterdp.extractors.patch_filters import SOURCES, make_map_filters
 from scatterdp.extractors.patch_layer import Assignment, PatchLayer
 from scatterdp.extractors.pooling import Pooling
+
+#: Synthetic images that a layer is fitted to: fewer where they are large.
+IMAGES, PIXELS, FEWEST_IMAGES = 1000, 1 << 22, 32
+
+
+def images_to_fit(source: str, image_shape: tuple[int, int, int], *, seed: int) -> Tensor:
+    """``(n, C, H, W)`` synthetic images of a key of :data:`SOURCES`."""
+    _, height, width = image_shape
+    count = max(FEWEST_IMAGES, min(IMAGES, PIXELS // (height * width)))
+    return torch.from_numpy(SOURCES[source](count, image_shape, seed=seed))
 
 
 class Components(NamedTuple):

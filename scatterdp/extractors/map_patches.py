@@ -17,13 +17,13 @@ from torch import Tensor
 
 from scatterdp.errors import ConfigError
 from scatterdp.extractors.base import Extractor, blocks_of, check_images, fingerprint
-from scatterdp.extractors.map_layer import MapLayer
+from scatterdp.extractors.map_layer import FEWEST_IMAGES, IMAGES, PIXELS, MapLayer, images_to_fit
 from scatterdp.extractors.patch_filters import MAP_CONTRAST, MAP_PATCHES, SOURCES
 from scatterdp.extractors.patch_layer import check_patch, layer_channels
+from scatterdp.extractors.patches import MULTIPLE
 from scatterdp.extractors.pooling import grid_pooling
 
 _ALGORITHM = 1
-_IMAGES, _PIXELS, _FEWEST_IMAGES = 1000, 1 << 22, 32  # that the layer is fitted to: fewer where they are large
 _BATCH = 64
 _LEAST_VARIANCE = 1e-12
 
@@ -56,12 +56,12 @@ class MapPatchesConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("patches", 32), ("size", 1), ("components", 1), ("grid", 1), ("seed", 0)):
+        for name, least in (("patches", MULTIPLE), ("size", 1), ("components", 1), ("grid", 1), ("seed", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ConfigError(f"{name}={value!r}: expected an integer ≥ {least}")
-        if self.patches % 32 or self.patches > MAP_PATCHES:
-            raise ConfigError(f"patches={self.patches}: expected a multiple of 32, at most {MAP_PATCHES}")
+        if self.patches % MULTIPLE or self.patches > MAP_PATCHES:
+            raise ConfigError(f"patches={self.patches}: expected a multiple of {MULTIPLE}, at most {MAP_PATCHES}")
         for name, least, most in (("threshold", 0, 100), ("whitening", 1e-6, 1e6)):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
@@ -110,7 +110,7 @@ class MapPatches:
             self.input_shape,
             preprocessing={
                 "contrast": MAP_CONTRAST,
-                "images": [_FEWEST_IMAGES, _IMAGES, _PIXELS],
+                "images": [FEWEST_IMAGES, IMAGES, PIXELS],
                 "patches": MAP_PATCHES,
                 "variance": _LEAST_VARIANCE,
             },
@@ -133,9 +133,8 @@ class MapPatches:
     @cached_property
     def _layer(self) -> MapLayer:
         """Fitted when first needed: what is cached needs none."""
-        config, (height, width) = self.config.layer, self.input_shape[1:]
-        count = max(_FEWEST_IMAGES, min(_IMAGES, _PIXELS // (height * width)))
-        images = torch.from_numpy(SOURCES[config.source](count, self.input_shape, seed=config.seed))
+        config = self.config.layer
+        images = images_to_fit(config.source, self.input_shape, seed=config.seed)
         maps = torch.cat([self.extractor(batch).flatten(2).cpu() for batch in images.split(_BATCH)])
         places = maps.double().movedim(1, 0).flatten(1)
         mean, scale = places.mean(1), (places.var(1) + _LEAST_VARIANCE).rsqrt()

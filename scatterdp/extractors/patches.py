@@ -30,7 +30,7 @@ from scatterdp.extractors.patch_filters import CONTRAST, IMAGES, PATCHES, SOURCE
 from scatterdp.extractors.patch_layer import Assignment, PatchLayer, layer_channels, layer_pooling
 
 _ALGORITHM = 1  # of filters and features: another number is another fingerprint
-_MULTIPLE = 32  # of filters, for the kernel's blocks
+MULTIPLE = 32  # of filters, for the kernel's blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +63,12 @@ class PatchesConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("patches", _MULTIPLE), ("size", 2), ("grid", 1), ("seed", 0)):
+        for name, least in (("patches", MULTIPLE), ("size", 2), ("grid", 1), ("seed", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ConfigError(f"{name}={value!r}: expected an integer ≥ {least}")
-        if self.patches % _MULTIPLE or self.patches > PATCHES:
-            raise ConfigError(f"patches={self.patches}: expected a multiple of {_MULTIPLE}, at most {PATCHES}")
+        if self.patches % MULTIPLE or self.patches > PATCHES:
+            raise ConfigError(f"patches={self.patches}: expected a multiple of {MULTIPLE}, at most {PATCHES}")
         for name in ("threshold", "whitening"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool):

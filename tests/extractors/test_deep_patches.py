@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scatterdp.errors import ConfigError, UserError
-from scatterdp.extractors import deep_patches, make_extractor, patch_filters
+from scatterdp.extractors import deep_patches, make_extractor, map_layer, patch_filters
 from scatterdp.extractors.base import blocks_of
 from scatterdp.extractors.deep_patches import DeepPatches, DeepPatchesConfig, default_config
 from scatterdp.extractors.map_layer import principal_components, reduced
@@ -36,7 +36,7 @@ def few_synthetic_images(monkeypatch):
     monkeypatch.setattr(patch_filters, "IMAGES", 100)
     monkeypatch.setattr(patch_filters, "PATCHES", 4000)
     monkeypatch.setattr(patch_filters, "MAP_PATCHES", 4000)
-    monkeypatch.setattr(deep_patches, "_IMAGES", 100)
+    monkeypatch.setattr(map_layer, "IMAGES", 100)
 
 
 def by_definition(extractor: DeepPatches, image: torch.Tensor) -> np.ndarray:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scatterdp.errors import ConfigError, UserError
-from scatterdp.extractors import make_extractor, map_patches, patch_filters
+from scatterdp.extractors import make_extractor, map_layer, patch_filters
 from scatterdp.extractors.base import Extractor, blocks_of
 from scatterdp.extractors.map_patches import MapPatches, MapPatchesConfig
 from scatterdp.extractors.patch_filters import MAP_CONTRAST, photographic_leaves
@@ -30,7 +30,7 @@ def images_of(shape: tuple[int, int, int], count: int = 3) -> torch.Tensor:
 def few_synthetic_images(monkeypatch):
     """Fitted in a fraction of a second."""
     monkeypatch.setattr(patch_filters, "MAP_PATCHES", 4000)
-    monkeypatch.setattr(map_patches, "_IMAGES", 60)
+    monkeypatch.setattr(map_layer, "IMAGES", 60)
 
 
 def by_definition(extractor: MapPatches, image: torch.Tensor) -> np.ndarray:
