@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scatterdp.engines.modules import own_parameters
+from scatterdp.heads.preconditioned_linear import PreconditionedLinear
 
 
 class Rule(ABC):
@@ -207,19 +208,24 @@ def _squares_of_products(
     largest = squares[0] * squares[1]
     if v.dtype == torch.float64:
         return _from_above(products, largest)
-    # A processor adds in lanes; a graphics card may add one by one.
     lanes = _lanes_of_processor() if v.device.type == "cpu" else 16
-    in_succession = depth / lanes if v.device.type == "cpu" else depth
     # With half the lanes rounding may take twice as much, so twice as much has to be left of the products.
     precise = (products > _CANCELLED * 16 / lanes * largest) & products.isfinite()  # false for NaN
     for square in (*squares, largest):
         precise &= (square > _SQUARES[0]) & (square < _SQUARES[1])
-    products += 1.5 * _UNIT * (1 + in_succession) * largest
+    products += _rounding_of_sum(depth, v.device) * largest
     if not precise.all():
         for rows in (~precise).nonzero()[:, 0].split(size):
             products[rows], *squares = inner_products(u[rows].double(), v[rows].double())
             largest[rows] = squares[0] * squares[1]
     return _from_above(products, largest)
+
+
+def _rounding_of_sum(terms: int, device: torch.device) -> float:
+    """How far single precision may take a sum of so many terms from it, in sums of their magnitudes."""
+    # A processor adds in lanes; a graphics card may add one by one.
+    in_succession = terms / _lanes_of_processor() if device.type == "cpu" else terms
+    return 1.5 * _UNIT * (1 + in_succession)
 
 
 @cache
@@ -342,6 +348,30 @@ class LinearRule(MatrixRule):
         if "bias" in self.trainable:
             sums["bias"] = v.sum(0)
         return sums
+
+
+class PreconditionedLinearRule(LinearRule):
+    """:class:`~scatterdp.heads.preconditioned_linear.PreconditionedLinear`: a linear layer on A x.
+
+    A is applied to inputs for the norms, and to the sum in place of every summand. Where A shortens an input much, the sum's rounding is in
+    proportion to the input all the same, so there is room for it in the norm.
+    """
+
+    def layout(self) -> tuple[Tensor, Tensor]:
+        inputs = self.module.precondition(self.inputs)
+        return LinearRule(self.module, inputs, self.gradients, self.copies).layout()
+
+    def ghost_squared_norms(self) -> Tensor:
+        squares = super().ghost_squared_norms()
+        if "weight" not in self.trainable:
+            return squares
+        inputs, gradients = (torch.linalg.vector_norm(t, dim=1, dtype=torch.float64) for t in (self.inputs, self.gradients))
+        longest = (inputs * gradients).unflatten(0, (-1, self.copies)).sum(1) * self.module.precondition.gain.abs()
+        return (squares.sqrt() + _rounding_of_sum(self.module.in_features, self.inputs.device) * longest).square()
+
+    def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
+        sums = super().weighted_sum(factors)
+        return {name: self.module.precondition(value) if name == "weight" else value for name, value in sums.items()}
 
 
 class ConvolutionRule(MatrixRule):
@@ -637,6 +667,7 @@ class EmbeddingRule(Rule):
 #: Rules by kind of module; subclasses are not covered, for their forward may be another.
 RULES: dict[type[nn.Module], type[Rule]] = {
     nn.Linear: LinearRule,
+    PreconditionedLinear: PreconditionedLinearRule,
     nn.Conv1d: ConvolutionRule,
     nn.Conv2d: ConvolutionRule,
     nn.Conv3d: ConvolutionRule,

@@ -71,11 +71,16 @@ def hooks(model: nn.Module, loss: PerExampleLoss, x: Tensor, y: Tensor) -> dict[
     """Opacus' hooks, on a copy of the model: the caller's keeps none.
 
     Raises:
-        UserError: a layer whose gradients Opacus 1.6 gets wrong: padding indices, padding that is not zeros.
+        UserError: a layer whose gradients Opacus 1.6 gets wrong (padding indices, padding that is not zeros), or that it refuses (with buffers).
     """
     from opacus.grad_sample import GradSampleModule  # a second to import
 
     for name, module in layers_of(model):
+        if next(module.buffers(), None) is not None:
+            raise UserError(
+                f"module {name or type(module).__name__!r} ({type(module).__name__}): Opacus serves no trainable layer with buffers; take "
+                "another engine"
+            )
         if getattr(module, "padding_idx", None) is not None or getattr(module, "padding_mode", "zeros") != "zeros":
             raise UserError(
                 f"module {name or type(module).__name__!r} ({type(module).__name__}): Opacus ignores its padding; take another engine"

@@ -1,9 +1,9 @@
 r"""Patch features of two layers: patches of the maps that patches give.
 
-The first layer is :mod:`scatterdp.extractors.patches` with a fine grid. Its maps are reduced to the principal components of their channels; the
-second layer's filters are whitened patches of such maps, thresholded and averaged over a coarse grid as in the first (Coates & Ng
-2012, "Learning Feature Representations with K-means"). Filters of the first, components and filters of the second all come from synthetic
-images, so they cost no privacy.
+The first layer is :mod:`scatterdp.extractors.patches` with a fine grid. Its maps are reduced to a few components of their channels; the
+second layer's filters are whitened patches of such maps (:mod:`scatterdp.extractors.map_layer`), thresholded and averaged over a coarse grid as in
+the first (Coates & Ng 2012, "Learning Feature Representations with K-means"). Filters of the first, components and filters of the second all
+come from synthetic images, so they cost no privacy.
 
 With ``mirror=True`` features are averaged with those of the mirror image.
 """
@@ -22,12 +22,21 @@ from torch import Tensor
 
 from scatterdp.errors import ConfigError
 from scatterdp.extractors.base import check_images, fingerprint
-from scatterdp.extractors.map_layer import FEWEST_IMAGES, IMAGES, PIXELS, MapLayer, images_to_fit
+from scatterdp.extractors.map_layer import (
+    ALGORITHM,
+    FEWEST_IMAGES,
+    FITTED_TO,
+    IMAGES,
+    PIXELS,
+    FittedTo,
+    MapLayer,
+    Views,
+    images_to_fit,
+)
 from scatterdp.extractors.patch_filters import MAP_CONTRAST, MAP_PATCHES
 from scatterdp.extractors.patch_layer import Assignment, layer_channels, layer_pooling
 from scatterdp.extractors.patches import Patches, PatchesConfig
 
-_ALGORITHM = 1  # of everything after the first layer: another number is another fingerprint
 _SMALL = 16  # a side of images that get smaller patches
 _MAP_VALUES = 1 << 24  # of the first layer, in memory at once
 
@@ -43,10 +52,12 @@ class DeepPatchesConfig(PatchesConfig):
         first_whitening: added to the eigenvalues of its patches' covariance; larger whitens less.
         first_grid: its cells a side: the side of the maps that the second layer sees.
         first_assignment: see :mod:`scatterdp.extractors.patches`.
-        components: principal components of the maps' channels that are kept.
+        components: of the maps' channels that are kept.
         patches: filters of the second layer, a multiple of 32.
         size: side of its patches in places of the maps.
+        threshold: its t, for ``soft`` and ``abs``, in standard deviations of its responses to synthetic images.
         source: the synthetic images that everything is fitted to.
+        fitted_to: ``views``: the second layer to two of each image, so that what changes between them counts less; ``images``: to images as they are.
 
     Raises:
         ConfigError: a value out of range.
@@ -60,7 +71,8 @@ class DeepPatchesConfig(PatchesConfig):
     first_assignment: Assignment = "soft"
     components: int = 128
     size: int = 2
-    threshold: float = 0.4
+    threshold: float = 0.45
+    fitted_to: FittedTo = "views"
 
     def __post_init__(self) -> None:
         super().__post_init__()  # its own names first, so that what the first layer refuses is of the first
@@ -71,6 +83,8 @@ class DeepPatchesConfig(PatchesConfig):
         channels = layer_channels(first.patches, first.assignment)
         if type(self.components) is not int or not 1 <= self.components <= channels:
             raise ConfigError(f"components={self.components!r}: expected 1 to {channels}, the first layer's channels")
+        if self.fitted_to not in FITTED_TO:
+            raise ConfigError(f"fitted_to={self.fitted_to!r}: expected one of {', '.join(FITTED_TO)}")
 
     def first_layer(self) -> PatchesConfig:
         """The first layer by itself, of the image as it is."""
@@ -139,7 +153,7 @@ class DeepPatches:
                 "images": [FEWEST_IMAGES, IMAGES, PIXELS],
                 "patches": MAP_PATCHES,
             },
-            versions={"algorithm": str(_ALGORITHM), "first": self._first.fingerprint},
+            versions={"algorithm": str(ALGORITHM), "first": self._first.fingerprint},
         )
         self._device = torch.device("cpu")
 
@@ -147,9 +161,9 @@ class DeepPatches:
     def _second(self) -> MapLayer:
         """Fitted when first needed: what is cached needs none."""
         config = self.config
-        images = images_to_fit(config.source, self.input_shape, seed=config.seed)
+        views = images_to_fit(config.source, self.input_shape, seed=config.seed, to=config.fitted_to)
         return MapLayer.fitted(
-            lambda: self._first_maps(images),
+            lambda: zip(*(self._first_maps(images) for images in views), strict=True),
             self._map_shape,
             patches=config.patches,
             size=config.size,

@@ -1,7 +1,7 @@
 """Patch features of another extractor's maps, such as a second layer on ScatterNet: ``map_patches(scatternet(mirror=True))``.
 
-The maps' channels are standardised, reduced to principal components and their patches whitened, all as fits synthetic images; responses are
-thresholded on both sides and averaged over a coarse grid (:mod:`scatterdp.extractors.patches`). A fixed function of one image, at no
+The maps' channels are standardised, reduced to a few components and their patches whitened, all as fits synthetic images
+(:mod:`scatterdp.extractors.map_layer`); responses are thresholded on both sides and averaged over a coarse grid (:mod:`scatterdp.extractors.patches`). A fixed function of one image, at no
 privacy cost. Maps whose places have seen a neighbourhood, as ScatterNet's have, need no larger patches than single places.
 """
 
@@ -17,13 +17,22 @@ from torch import Tensor
 
 from scatterdp.errors import ConfigError
 from scatterdp.extractors.base import Extractor, blocks_of, check_images, fingerprint
-from scatterdp.extractors.map_layer import FEWEST_IMAGES, IMAGES, PIXELS, MapLayer, images_to_fit
+from scatterdp.extractors.map_layer import (
+    ALGORITHM,
+    FEWEST_IMAGES,
+    FITTED_TO,
+    IMAGES,
+    PIXELS,
+    FittedTo,
+    MapLayer,
+    Views,
+    images_to_fit,
+)
 from scatterdp.extractors.patch_filters import MAP_CONTRAST, MAP_PATCHES, SOURCES
 from scatterdp.extractors.patch_layer import check_patch, layer_channels
 from scatterdp.extractors.patches import MULTIPLE
 from scatterdp.extractors.pooling import grid_pooling
 
-_ALGORITHM = 1
 _BATCH = 64
 _LEAST_VARIANCE = 1e-12
 
@@ -35,11 +44,12 @@ class MapPatchesConfig:
     Args:
         patches: K, the number of filters, a multiple of 32.
         size: side of a patch in places of the maps.
-        threshold: t: features are max(r - t, 0) and max(-r - t, 0) of responses r.
-        whitening: added to the eigenvalues of the patches' covariance; larger whitens less.
-        components: principal components of the channels that are kept; fewer where there are fewer channels.
+        threshold: t: features are max(r - t, 0) and max(-r - t, 0) of responses r, whose standard deviation is 1 on synthetic images.
+        whitening: added to the eigenvalues of the covariance that is whitened; larger whitens less.
+        components: of the channels that are kept; fewer where there are fewer channels.
         grid: pooling cells along the longer side of the maps; along the other one in proportion.
         source: the synthetic images that everything is fitted to.
+        fitted_to: ``views``: two of each image, so that what changes between them counts less; ``images``: as they are.
         seed: of those images and patches.
 
     Raises:
@@ -48,11 +58,12 @@ class MapPatchesConfig:
 
     patches: int = 512
     size: int = 1
-    threshold: float = 0.4
+    threshold: float = 0.45
     whitening: float = 0.3
     components: int = 64
     grid: int = 3
     source: str = "photographic_leaves"
+    fitted_to: FittedTo = "views"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -68,6 +79,8 @@ class MapPatchesConfig:
                 raise ConfigError(f"{name}={value!r}: expected a number from {least:g} to {most:g}")
         if self.source not in SOURCES:
             raise ConfigError(f"source={self.source!r}: expected one of {', '.join(SOURCES)}")
+        if self.fitted_to not in FITTED_TO:
+            raise ConfigError(f"fitted_to={self.fitted_to!r}: expected one of {', '.join(FITTED_TO)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +127,7 @@ class MapPatches:
                 "patches": MAP_PATCHES,
                 "variance": _LEAST_VARIANCE,
             },
-            versions={"algorithm": str(_ALGORITHM)},
+            versions={"algorithm": str(ALGORITHM)},
         )
         self._device = torch.device("cpu")
 
@@ -134,13 +147,13 @@ class MapPatches:
     def _layer(self) -> MapLayer:
         """Fitted when first needed: what is cached needs none."""
         config = self.config.layer
-        images = images_to_fit(config.source, self.input_shape, seed=config.seed)
-        maps = torch.cat([self.extractor(batch).flatten(2).cpu() for batch in images.split(_BATCH)])
-        places = maps.double().movedim(1, 0).flatten(1)
+        views = images_to_fit(config.source, self.input_shape, seed=config.seed, to=config.fitted_to)
+        maps = [self._maps(images) for images in views]
+        places = maps[0].double().movedim(1, 0).flatten(1)
         mean, scale = places.mean(1), (places.var(1) + _LEAST_VARIANCE).rsqrt()
 
-        def standardised() -> Iterator[Tensor]:
-            yield ((maps - mean[:, None]) * scale[:, None]).float()
+        def standardised() -> Iterator[Views]:
+            yield tuple(((each - mean[:, None]) * scale[:, None]).float() for each in maps)
 
         return MapLayer.fitted(
             standardised,
@@ -153,6 +166,10 @@ class MapPatches:
             pooling=self._pooling,
             seed=config.seed,
         ).of_scaled(mean, scale)
+
+    def _maps(self, images: Tensor) -> Tensor:
+        """The extractor's ``(n, channels, places)`` of synthetic images."""
+        return torch.cat([self.extractor(batch).flatten(2).cpu() for batch in images.split(_BATCH)])
 
     def to(self, device: torch.device | str) -> Self:
         """Choose the device, in place."""

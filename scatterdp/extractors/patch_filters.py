@@ -1,13 +1,16 @@
 """Filters for patches of images, or of other filters' maps, from synthetic images alone: no data set is read, so they cost no privacy.
 
-Random patches of dead leaves, or of their maps, are made mean 0 and contrast 1 and whitened by the patches' own covariance; some of them, whitened and of unit
+Random patches of dead leaves, or of their maps, are made mean 0 and contrast 1 and whitened; some of them, whitened and of unit
 length, are the filters (Coates & Ng 2011, "The Importance of Encoding Versus Training"; Thiry et al. 2021, arXiv 2101.07528, with
 natural patches). Whitening is linear, so filter and whitening are one linear map of the normalised patch.
+
+Patches of images are whitened by their own covariance, patches of maps by that of *differences* between two views of an image: what changes with the
+light, or when an image moves a little, carries no meaning, and then changes all responses alike (Fisher 1936).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -63,28 +66,54 @@ def make_patch_filters(
     channels, height, width = image_shape
     shape = (channels, min(height, MOST_PIXELS), min(width, MOST_PIXELS))
     patches = _random_patches(SOURCES[source](IMAGES, shape, seed=seed), size, PATCHES, generator)
-    return _chosen(normalized(patches, CONTRAST), (channels, size, size), count, whitening, generator)
+    normal = normalized(patches, CONTRAST)
+    covariance = np.cov(normal, rowvar=False).reshape(normal.shape[1], -1)
+    return _chosen(normal, covariance, (channels, size, size), count, whitening, generator)
 
 
-def make_map_filters(maps: np.ndarray, *, count: int, size: int, whitening: float, seed: int) -> PatchFilters:
+def make_map_filters(
+    maps: np.ndarray, others: np.ndarray | None, *, count: int, size: int, whitening: float, seed: int
+) -> PatchFilters:
     """Filters for patches of maps: as of images, but patches keep their mean, for what the channels' mean is depends on their basis.
+
+    Responses have standard deviation 1 over all patches and filters.
 
     Args:
         maps: ``(n, C, h, w)`` of synthetic images.
+        others: the same of another view of each; None: whiten by the patches' own covariance.
         count: K, at most :data:`MAP_PATCHES`.
         size: p, the patch's side in positions.
-        whitening: as for :func:`make_patch_filters`.
+        whitening: added to the eigenvalues of the covariance that is whitened, whose trace is that of the patches' own.
         seed: of the choice of patches.
     """
     generator = np.random.Generator(np.random.PCG64(seed))
-    patches = _random_patches(maps, size, MAP_PATCHES, generator)
+    views = [maps] if others is None else [maps, others]
+    drawn = _random_patches(np.concatenate(views, 1), size, MAP_PATCHES, generator)
+    patches, *another = np.split(drawn, len(views), axis=1)
     contrast = MAP_CONTRAST * float(np.square(patches).mean())
     normal = normalized(patches, contrast, centred=False)
-    return _chosen(normal, (maps.shape[1], size, size), count, whitening, generator, contrast=contrast, centred=False)
+    covariance = np.cov(normal, rowvar=False).reshape(normal.shape[1], -1)
+    whitened = covariance
+    if another:
+        differences = normal - normalized(another[0], contrast, centred=False)
+        whitened = differences.T @ differences
+        whitened *= np.trace(covariance) / np.trace(whitened)
+    filters = _chosen(
+        normal, whitened, (maps.shape[1], size, size), count, whitening, generator, contrast=contrast, centred=False
+    )
+    weight = filters.weight.reshape(count, -1).astype(np.float64)
+    spread = np.sqrt(np.einsum("kc,cd,kd->k", weight, covariance, weight, optimize=True).mean())
+    return replace(
+        filters,
+        weight=(filters.weight / spread).astype(np.float32),
+        bias=(filters.bias / spread).astype(np.float32),
+        whitening=filters.whitening / spread,
+    )
 
 
 def _chosen(
     patches: np.ndarray,
+    covariance: np.ndarray,
     shape: tuple[int, int, int],
     count: int,
     whitening: float,
@@ -93,9 +122,9 @@ def _chosen(
     contrast: float = CONTRAST,
     centred: bool = True,
 ) -> PatchFilters:
-    """Some of the normalised patches ``(n, C·p·p)``, whitened, of length 1, as filters."""
+    """Some of the normalised patches ``(n, C·p·p)``, whitened by a covariance, of length 1, as filters."""
     mean = patches.mean(0)
-    eigenvalues, vectors = np.linalg.eigh(np.cov(patches, rowvar=False).reshape(len(mean), -1))
+    eigenvalues, vectors = np.linalg.eigh(covariance)
     whiten = (vectors / np.sqrt(eigenvalues.clip(0) + whitening)) @ vectors.T
     chosen = (patches[generator.permutation(len(patches))[:count]] - mean) @ whiten
     chosen /= np.linalg.norm(chosen, axis=1, keepdims=True)

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 Assignment = Literal["soft", "abs", "triangle", "hard"]
 
-_MOST_VALUES = 1024  # of a patch: its covariance is inverted
+_MOST_VALUES = 1280  # of a patch: its covariance is inverted
 _RESPONSES = 1 << 25  # in memory at once, without the kernel
 #: A response moves by one part in 256 of one value where that is beside a rounding boundary: less in the mean of many positions.
 _TOLERANCE, _TOLERANCE_OF_ONE = 2e-3, 5e-2

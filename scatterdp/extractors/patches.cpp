@@ -20,13 +20,27 @@
 constexpr int VALUES = C * P * P;                  // of a patch
 constexpr int DEPTH = (VALUES + 31) / 32 * 32;     // padded with zeros
 constexpr int ROWS = H - P + 1, COLUMNS = W - P + 1;
-constexpr int BLOCK = 32;                          // positions, and filters, in a product
+constexpr int BLOCK = 32;                          // filters in a product
+#ifdef TILES
+constexpr int POSITIONS = 32;                      // in a product
+#else
+constexpr int POSITIONS = 48, AT_ONCE = 6;         // and so many times two vectors of filters: their sums stay in registers
+#endif
 constexpr int GROUP = 128;                         // positions of several cells, when cells are small, whose patches are held at once
 
-typedef float v16 __attribute__((vector_size(64), aligned(64)));
-typedef float loose16 __attribute__((vector_size(64), aligned(4)));  // of arrays that others have allocated
-static inline v16 ramp(v16 x) {
-    const v16 zero = {};
+// No longer than the processor's own vectors: a compiler keeps longer ones in memory.
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+constexpr int PARTS = BLOCK / LANES;
+typedef float vec __attribute__((vector_size(LANES * 4), aligned(LANES * 4)));
+typedef float loose __attribute__((vector_size(LANES * 4), aligned(4)));  // of arrays that others have allocated
+static inline vec ramp(vec x) {
+    const vec zero = {};
     return x > zero ? x : zero;
 }
 
@@ -49,19 +63,32 @@ static inline uint16_t rounded(float value) {  // to bfloat16, ties to even
     return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+#ifdef TILES
+typedef uint16_t number;  // of a patch that waits to be multiplied: bfloat16 as it is
+static inline number kept(float value) { return rounded(value); }
+#else
+typedef float number;  // the same number, ready for vector instructions
+static inline number kept(float value) {
+    const uint32_t bits = uint32_t(rounded(value)) << 16;
+    float result;
+    std::memcpy(&result, &bits, 4);
+    return result;
+}
+#endif
+
 struct Work {
-    alignas(64) float products[BLOCK][BLOCK];
+    alignas(64) float products[POSITIONS][BLOCK];
     std::vector<float> image;
-    std::vector<uint16_t> patches;  // (positions in work at once, padded to BLOCK; DEPTH), 64-byte aligned from `aligned`
-    uint16_t *aligned;
-    explicit Work(int positions) : image(size_t(H) * W * C), patches(size_t(positions) * DEPTH + 32) {
+    std::vector<number> patches;  // (positions in work at once, padded to POSITIONS; DEPTH), 64-byte aligned from `aligned`
+    number *aligned;
+    explicit Work(int positions) : image(size_t(H) * W * C), patches(size_t(positions) * DEPTH + 64 / sizeof(number)) {
         const auto address = reinterpret_cast<uintptr_t>(patches.data());
-        aligned = patches.data() + (64 - address % 64) % 64 / 2;
+        aligned = patches.data() + (64 - address % 64) % 64 / sizeof(number);
     }
 };
 
 // One patch to mean 0 (or around 0, where its mean stays) and variance below 1 (variance / (variance + contrast)).
-static void read_patch(const float *image, int position, const Constants &c, uint16_t *out) {
+static void read_patch(const float *image, int position, const Constants &c, number *out) {
     const float *corner = image + (position / COLUMNS * W + position % COLUMNS) * C;
     float values[VALUES];
     for (int y = 0; y < P; ++y) std::memcpy(values + y * P * C, corner + y * W * C, P * C * sizeof(float));
@@ -70,7 +97,7 @@ static void read_patch(const float *image, int position, const Constants &c, uin
     const float mean = c.centred ? sum / VALUES : 0;
     for (int k = 0; k < VALUES; ++k) values[k] -= mean, squares += values[k] * values[k];
     const float scale = 1 / std::sqrt(squares / (VALUES - 1) + c.contrast);
-    for (int k = 0; k < VALUES; ++k) out[k] = rounded(values[k] * scale);
+    for (int k = 0; k < VALUES; ++k) out[k] = kept(values[k] * scale);
     for (int k = VALUES; k < DEPTH; ++k) out[k] = 0;
 }
 
@@ -85,8 +112,8 @@ static void begin_tiles() {
     _tile_loadconfig(&config);
 }
 static void end_tiles() { _tile_release(); }
-// BLOCK positions × BLOCK filters.
-static void multiply(const uint16_t *patches, const Constants &c, int filter, float (*products)[BLOCK]) {
+// `rows` of POSITIONS, or all, × BLOCK filters.
+static void multiply(const number *patches, const Constants &c, int filter, int, float (*products)[BLOCK]) {
     const uint16_t *left = c.tiles + size_t(filter / 16) * DEPTH * 16, *right = left + DEPTH * 16;
     _tile_zero(0);
     _tile_zero(1);
@@ -111,38 +138,39 @@ static bool can_start() { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOM
 #else
 static void begin_tiles() {}
 static void end_tiles() {}
-static void multiply(const uint16_t *patches, const Constants &c, int filter, float (*products)[BLOCK]) {
-    const loose16 *left = reinterpret_cast<const loose16 *>(c.columns + size_t(filter / 16) * DEPTH * 16), *right = left + DEPTH;
-    for (int row = 0; row < BLOCK; row += 4) {
-        v16 sums[4][2] = {};
-        for (int k = 0; k < VALUES; ++k)
-            for (int i = 0; i < 4; ++i) {
-                const uint32_t bits = uint32_t(patches[(row + i) * DEPTH + k]) << 16;
-                float value;
-                std::memcpy(&value, &bits, 4);
-                sums[i][0] += value * left[k];
-                sums[i][1] += value * right[k];
-            }
-        for (int i = 0; i < 4; ++i) std::memcpy(products[row + i], sums[i], sizeof sums[i]);
+static void multiply(const number *patches, const Constants &c, int filter, int rows, float (*products)[BLOCK]) {
+    const auto values = [&](int part) { return c.columns + size_t((filter + part * LANES) / 16) * DEPTH * 16 + part * LANES % 16; };
+    for (int part = 0; part < PARTS; part += 2) {
+        const float *left = values(part), *right = values(part + 1);
+        for (int row = 0; row < rows; row += AT_ONCE) {
+            const number *patch = patches + size_t(row) * DEPTH;
+            vec sums[AT_ONCE][2] = {};
+            for (int k = 0; k < VALUES; ++k)
+                for (int i = 0; i < AT_ONCE; ++i) {
+                    sums[i][0] += patch[i * DEPTH + k] * *reinterpret_cast<const loose *>(left + k * 16);
+                    sums[i][1] += patch[i * DEPTH + k] * *reinterpret_cast<const loose *>(right + k * 16);
+                }
+            for (int i = 0; i < AT_ONCE; ++i) std::memcpy(products[row + i] + part * LANES, sums[i], sizeof sums[i]);
+        }
     }
 }
 static bool can_start() { return true; }
 #endif
 
 struct Sums {
-    v16 positive[2], negative[2];
+    vec positive[PARTS], negative[PARTS];
 };
 // A cell's sums for BLOCK filters, as its share of the average.
 static void add(const Sums &sums, float *out, const Constants &c, int filter, int cell) {
     const float weight = 1.0f / ((c.first[cell + 1] - c.first[cell]) * (c.filters / c.outputs));
     const bool is_mirror = filter >= c.outputs;
     const int place = is_mirror ? c.mirrored[cell] : cell, base = is_mirror ? filter - c.outputs : filter;
-    for (int half = 0; half < 2; ++half)
-        for (int lane = 0; lane < 16; ++lane) {
-            float *target = out + size_t(base + 16 * half + lane) * c.cells + place;
-            *target += weight * sums.positive[half][lane];
+    for (int part = 0; part < PARTS; ++part)
+        for (int lane = 0; lane < LANES; ++lane) {
+            float *target = out + size_t(base + LANES * part + lane) * c.cells + place;
+            *target += weight * sums.positive[part][lane];
             if (c.two_sided) target += size_t(c.outputs) * c.cells;
-            *target += weight * sums.negative[half][lane];
+            *target += weight * sums.negative[part][lane];
         }
 }
 
@@ -158,23 +186,22 @@ static void features(const float *planes, float *out, const Constants &c, Work &
             read_patch(work.image.data(), c.order[begin + i], c, work.aligned + size_t(i) * DEPTH);
         for (int filter = 0; filter < c.filters; filter += BLOCK) {
             Sums sums = {};
-            v16 above[2], below[2];
-            for (int half = 0; half < 2; ++half) {
-                v16 bias;
-                std::memcpy(&bias, c.bias + filter + 16 * half, sizeof bias);
-                above[half] = bias - c.threshold;
-                below[half] = -bias - c.threshold;
+            vec above[PARTS], below[PARTS];
+            for (int part = 0; part < PARTS; ++part) {
+                const vec bias = *reinterpret_cast<const loose *>(c.bias + filter + LANES * part);
+                above[part] = bias - c.threshold;
+                below[part] = -bias - c.threshold;
             }
-            for (int block = 0, of = cell; block < positions; block += BLOCK) {
-                multiply(work.aligned + size_t(block) * DEPTH, c, filter, work.products);
-                const int rows = std::min(positions - block, BLOCK);
+            for (int block = 0, of = cell; block < positions; block += POSITIONS) {
+                const int rows = std::min(positions - block, POSITIONS);
+                multiply(work.aligned + size_t(block) * DEPTH, c, filter, rows, work.products);
                 for (int row = 0; row < rows;) {
                     const int until = c.first[of + 1] - begin - block;  // where the cell's rows end, perhaps beyond this block
                     for (; row < rows && row < until; ++row)
-                        for (int half = 0; half < 2; ++half) {
-                            const v16 product = *reinterpret_cast<v16 *>(&work.products[row][16 * half]);
-                            sums.positive[half] += ramp(above[half] + product);
-                            sums.negative[half] += ramp(below[half] - product);
+                        for (int part = 0; part < PARTS; ++part) {
+                            const vec product = *reinterpret_cast<vec *>(&work.products[row][LANES * part]);
+                            sums.positive[part] += ramp(above[part] + product);
+                            sums.negative[part] += ramp(below[part] - product);
                         }
                     if (row == until) {
                         add(sums, out, c, filter, of++);
@@ -197,7 +224,7 @@ extern "C" int patch_features(const float *images, float *out, long count, int t
     std::atomic<int> failed{0};
     auto run = [&] {
         try {
-            Work work((most + BLOCK - 1) / BLOCK * BLOCK);
+            Work work((most + POSITIONS - 1) / POSITIONS * POSITIONS);
             begin_tiles();
             for (long image; (image = next++) < count;) {
                 std::memset(out + image * size, 0, size * sizeof(float));

@@ -1,6 +1,6 @@
 r"""A convolutional network on feature maps that starts where patch features do.
 
-With x the normalised maps ``(K, h, w)``, at every place: principal components of the channels, brought to length 1 and whitened; a trained
+With x the normalised maps ``(K, h, w)``, at every place: some components of the channels, brought to length 1 and whitened; a trained
 1 × 1 convolution of F filters; its responses r as :math:`\max(r - t, 0)` and :math:`\max(-r - t, 0)` (Coates & Ng 2011, "The
 Importance of Encoding Versus Training", section 3.3); averages over the cells of a grid, standardised. They stand beside x itself, scaled down,
 and all that is preconditioned (:class:`~scatterdp.heads.normalizers.Precondition`) for a trained linear layer, which starts at zero.
@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scatterdp.errors import ConfigError
-from scatterdp.heads.normalizers import Precondition
+from scatterdp.heads.preconditioned_linear import PreconditionedLinear
 
 FILTERS = 512
 COMPONENTS = 64
 DIRECTIONS = 800
-THRESHOLD = 0.4
+THRESHOLD = 0.45  # in standard deviations of the responses that the network begins with
 MAPS_SCALE = 0.5
 _MOST_CHANNELS = 1024  # principal components of more take long, and flat features have no places
 
@@ -67,19 +67,11 @@ class PatchCNN(nn.Module):
         self.register_buffer("pooled_scale", torch.ones(2 * FILTERS, 1, 1))
         features = math.prod(shape) + 2 * FILTERS * math.prod(self.grid)
         directions = min(DIRECTIONS, math.prod(shape) // 2)
-        self.precondition = Precondition(torch.zeros(features, directions), torch.ones(directions))
         self.filters = nn.Conv2d(components, FILTERS, 1)
-        self.linear = nn.Linear(features, num_classes)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    @property
-    def num_directions(self) -> int:
-        """How many directions the preconditioner has."""
-        return len(self.precondition.factors)
+        self.linear = PreconditionedLinear(features, num_classes, directions=min(DIRECTIONS, math.prod(shape) // 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.precondition(self.features(x)))
+        return self.linear(self.features(x))
 
     def features(self, x: Tensor) -> Tensor:
         """``(b, …)`` maps, flat or not, to ``(b, D)``: standardised averages and the maps, before they are preconditioned."""

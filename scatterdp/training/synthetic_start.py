@@ -7,12 +7,11 @@ import torch
 from torch import nn
 
 from scatterdp.extractors.base import Extractor
-from scatterdp.extractors.map_layer import principal_components, reduced
-from scatterdp.extractors.patch_filters import make_map_filters
+from scatterdp.extractors.map_layer import fitted_components, fitted_filters, views_to_fit
 from scatterdp.heads.patch_cnn import PatchCNN
 from scatterdp.training.preconditioning import images_for, synthetic_precondition
 
-WHITENING = 0.3  # added to the eigenvalues of the patches' covariance
+WHITENING = 0.3  # added to the eigenvalues of the covariance that is whitened
 NUM_IMAGES = 1000
 _BATCH = 250
 _SEED = 0
@@ -29,10 +28,15 @@ def start_from_synthetic(network: PatchCNN, extractor: Extractor, normalizer: nn
     """
     images = images_for(extractor)
     images = images[:: max(1, len(images) // NUM_IMAGES)]
-    maps = torch.cat([normalizer(extractor(batch).cpu()) for batch in images.split(_BATCH)])
-    components = principal_components([maps.flatten(2)], len(network.vectors))
-    filters = make_map_filters(
-        reduced(maps.flatten(2), components).unflatten(2, maps.shape[2:]).numpy(),
+    views = tuple(
+        torch.cat([normalizer(extractor(batch).cpu()) for batch in view.split(_BATCH)]).flatten(2)
+        for view in views_to_fit(images, seed=_SEED)
+    )
+    components = fitted_components([views], len(network.vectors))
+    filters = fitted_filters(
+        [views],
+        components,
+        (len(network.vectors), *network.shape[1:]),
         count=len(network.filters.weight),
         size=1,
         whitening=WHITENING,
@@ -47,10 +51,14 @@ def start_from_synthetic(network: PatchCNN, extractor: Extractor, normalizer: nn
     network.filters.weight.copy_(torch.from_numpy(of_whitened)[:, :, None, None])
     assert network.filters.bias is not None
     nn.init.zeros_(network.filters.bias)
-    pooled = torch.cat([network.pooled(batch.flatten(1)) for batch in maps.split(_BATCH)])
+    pooled = torch.cat([network.pooled(batch.flatten(1)) for batch in views[0].split(_BATCH)])
     network.pooled_mean.copy_(pooled.mean((0, 2, 3))[:, None, None])
     network.pooled_scale.copy_((pooled.var((0, 2, 3)) + 1e-6).rsqrt()[:, None, None])
+    precondition = network.linear.precondition
     scale = synthetic_precondition(
-        extractor, lambda maps: network.features(normalizer(maps)), directions=network.num_directions, power=1.0
+        extractor,
+        lambda maps: network.features(normalizer(maps)),
+        directions=len(precondition.factors),
+        power=1.0,
     )
-    network.precondition.load_state_dict(scale.state_dict())
+    precondition.load_state_dict(scale.state_dict())

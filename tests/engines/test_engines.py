@@ -26,6 +26,8 @@ from scatterdp.engines import (
 from scatterdp.engines.rules import ConvolutionRule
 from scatterdp.engines.strategies import STRATEGIES
 from scatterdp.errors import UserError
+from scatterdp.heads.normalizers import Precondition
+from scatterdp.heads.preconditioned_linear import PreconditionedLinear
 
 CLIPPINGS = ("flat", "per_layer", "automatic")
 GENERAL = sorted(ENGINES.keys() - {"linear", "loop"})  # all that serve any of the layers below
@@ -58,11 +60,20 @@ class Residual(nn.Module):
         return x + self.second(torch.tanh(self.norm(self.first(x))))
 
 
+def preconditioned() -> PreconditionedLinear:
+    """Two directions shortened much, one made longer."""
+    layer = PreconditionedLinear(7, 4, directions=3)
+    directions, _ = torch.linalg.qr(torch.randn(7, 3, generator=torch.Generator().manual_seed(3)))
+    layer.precondition = Precondition(directions, torch.tensor([0.01, 0.2, 1.5]), 0.7)
+    return layer
+
+
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "linear": (nn.Linear(5, 4), (5,)),
     "linear without bias": (nn.Linear(5, 4, bias=False), (5,)),
     "linear of a sequence": (nn.Linear(5, 4), (7, 5)),
     "linear of a grid": (nn.Linear(5, 2), (3, 2, 5)),
+    "preconditioned linear": (preconditioned(), (7,)),
     "conv1d": (nn.Conv1d(3, 4, 3), (3, 9)),
     "conv1d with everything": (nn.Conv1d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2), (4, 11)),
     "conv2d": (nn.Conv2d(3, 4, 3), (3, 6, 7)),
@@ -132,7 +143,7 @@ def assert_same(ours, theirs) -> None:
     torch.testing.assert_close(ours.norms, theirs.norms, atol=1e-5, rtol=1e-5)
 
 
-OPACUS_LACKS = ("conv2d circular", "embedding with padding")
+OPACUS_LACKS = ("conv2d circular", "embedding with padding", "preconditioned linear")
 
 
 def pairs(engines) -> list[tuple[str, str]]:
@@ -349,8 +360,22 @@ def test_the_mixed_rule_goes_by_the_shapes():
 @pytest.mark.parametrize("name", OPACUS_LACKS)
 def test_what_opacus_gets_wrong_is_refused(name):
     model, x, y = batch_of(name)
-    with pytest.raises(UserError, match=r"Opacus ignores its padding; take another engine$"):
+    with pytest.raises(UserError, match=r"Opacus (ignores its padding|serves no trainable layer with buffers); take another engine$"):
         ENGINES["hooks"](model, cross_entropy, x, y, max_grad_norm=1.0)
+
+
+@pytest.mark.parametrize("features", [40, 4000])
+def test_a_sum_of_shortened_inputs_stays_within_the_bound(features):
+    """What A takes away from an input, rounding of its part in the sum is not taken from."""
+    generator = torch.Generator().manual_seed(features)
+    directions, _ = torch.linalg.qr(torch.randn(features, 20, generator=generator))
+    layer = PreconditionedLinear(features, 3, directions=20)
+    layer.precondition = Precondition(directions, torch.full((20,), 1e-3))
+    x = (100 * directions + 1e-3 * torch.randn(features, 20, generator=generator) / features**0.5).t().contiguous()
+    for row in x[:, None]:
+        clipped = ENGINES["ghost"](layer, cross_entropy, row, torch.tensor([1]), max_grad_norm=1e-3)
+        total = torch.cat([value.double().flatten() for value in clipped.gradients.values()])
+        assert 0.9e-3 < total.norm() <= 1e-3 * (1 + 1e-6)
 
 
 def test_the_mixed_engine_does_what_it_decides(monkeypatch):

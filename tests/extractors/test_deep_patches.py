@@ -13,7 +13,7 @@ from scatterdp.errors import ConfigError, UserError
 from scatterdp.extractors import deep_patches, make_extractor, map_layer, patch_filters
 from scatterdp.extractors.base import blocks_of
 from scatterdp.extractors.deep_patches import DeepPatches, DeepPatchesConfig, default_config
-from scatterdp.extractors.map_layer import principal_components, reduced
+from scatterdp.extractors.map_layer import fitted_components, reduced
 from scatterdp.extractors.patch_filters import make_map_filters
 from scatterdp.extractors.reference import reference_features
 
@@ -75,8 +75,9 @@ def test_equals_the_definition(shape):
 def test_components_are_principal_and_in_order():
     generator = np.random.default_rng(0)
     maps = torch.from_numpy(generator.normal(size=(40, 3, 25)) * [[3.0], [0.5], [1.0]] + 7).float()
-    components = principal_components(maps.split(7), 2)
-    assert torch.allclose(components.vectors.abs(), torch.tensor([[1.0, 0, 0], [0, 0, 1]]), atol=0.1)
+    components = fitted_components([(piece,) for piece in maps.split(7)], 2)
+    directions = components.vectors * 5**0.5  # their mean variance, (9 + 1) / 2, is brought to 1
+    assert torch.allclose(directions.abs(), torch.tensor([[1.0, 0, 0], [0, 0, 1]]), atol=0.1)
     smaller = reduced(maps, components)
     assert torch.allclose(smaller.mean((0, 2)), torch.zeros(2), atol=1e-4)
     covariance = torch.cov(smaller.movedim(1, 0).flatten(1))
@@ -84,14 +85,51 @@ def test_components_are_principal_and_in_order():
     assert covariance[0, 1].abs() < 1e-2
 
 
+def two_views(channels: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Maps whose first channel varies most, and changes most from view to view."""
+    generator = np.random.default_rng(0)
+    shared = generator.normal(size=(60, channels, side, side))
+    changes = [generator.normal(size=shared.shape) * 0.1 for _ in range(2)]
+    for change in changes:
+        change[:, 0] *= 40
+    one, other = (shared + change + 1 for change in changes)
+    return one.astype(np.float32), other.astype(np.float32)
+
+
+def test_components_of_views_are_those_that_last():
+    """The first channel has the largest variance and says least about the image."""
+    views = tuple(torch.from_numpy(maps).flatten(2) for maps in two_views(3, 5))
+    alone, together = (fitted_components([which], 2).vectors for which in (views[:1], views))
+    assert alone.abs().argmax(1)[0] == 0
+    assert together[:, 0].abs().max() < 0.1 * together[:, 1:].abs().min(1).values.max()
+
+
+def test_filters_of_views_respond_less_to_what_changes():
+    views = two_views(3, 6)
+    options: dict[str, Any] = {"count": 64, "size": 1, "whitening": 0.1, "seed": 0}
+    alone, together = (make_map_filters(views[0], other, **options) for other in (None, views[1]))
+    shares = [np.square(filters.weight).sum((0, 2, 3)) for filters in (alone, together)]
+    shares = [share[0] / share.sum() for share in shares]
+    assert shares[1] < 0.5 * shares[0]
+
+
+def test_responses_have_deviation_one():
+    maps = two_views(3, 6)[0]
+    filters = make_map_filters(maps, None, count=200, size=2, whitening=0.1, seed=0)
+    places = np.lib.stride_tricks.sliding_window_view(maps, (2, 2), axis=(2, 3)).transpose(0, 2, 3, 1, 4, 5).reshape(-1, 12)
+    normal = places / np.sqrt(np.square(places).sum(1, keepdims=True) / 11 + filters.contrast)
+    responses = normal @ filters.weight.reshape(200, -1).T + filters.bias
+    assert responses.std() == pytest.approx(1, rel=0.05)
+
+
 def test_the_basis_of_the_maps_does_not_matter():
     """Components are known up to their signs, and to a rotation where variances are equal."""
     generator = np.random.default_rng(0)
-    maps = generator.normal(size=(50, 4, 6, 6)).astype(np.float32) + 1
+    views = two_views(4, 6)
     turn, _ = np.linalg.qr(generator.normal(size=(4, 4)))
-    turned = np.einsum("kc,ncyx->nkyx", turn, maps)
+    turned = [np.einsum("kc,ncyx->nkyx", turn, maps) for maps in views]
     options: dict[str, Any] = {"count": 16, "size": 2, "whitening": 0.1, "seed": 0}
-    filters, others = make_map_filters(maps, **options), make_map_filters(turned, **options)
+    filters, others = make_map_filters(*views, **options), make_map_filters(*turned, **options)
     np.testing.assert_allclose(np.einsum("kc,fcyx->fkyx", turn, filters.weight), others.weight, atol=1e-4)
     np.testing.assert_allclose(filters.bias, others.bias, atol=1e-4)
     assert filters.contrast == pytest.approx(others.contrast)
@@ -141,6 +179,7 @@ def test_every_setting_is_in_the_fingerprint():
         {"first_patches": 64}, {"first_size": 4}, {"first_threshold": 0.5}, {"first_whitening": 0.2}, {"first_grid": 4},
         {"first_assignment": "abs"}, {"components": 4}, {"patches": 64}, {"size": 3}, {"threshold": 0.5},
         {"whitening": 0.2}, {"grid": 1}, {"mirror": False}, {"assignment": "abs"}, {"source": "spectrum_noise"}, {"seed": 1},
+        {"fitted_to": "images"},
     ]  # fmt: skip
     assert {key for change in changes for key in change} == {*DeepPatchesConfig.__dataclass_fields__}
     found = {make((1, 9, 9), **change).fingerprint for change in [{}, *changes]}
@@ -196,7 +235,7 @@ def test_beside_and_inside_other_extractors():
         ({"components": 0}, "components=0: expected 1 to 64, the first layer's channels"),
         ({"components": 65}, "components=65: expected 1 to 64, the first layer's channels"),
         ({"components": 2.0}, "components=2.0: expected 1 to 64"),
-        ({"first_patches": 64, "components": 128, "size": 3}, "size=3: a patch has 1152 values, expected at most 1024"),
+        ({"first_patches": 64, "components": 128, "size": 4}, "size=4: a patch has 2048 values, expected at most 1280"),
         ({"whitening": 0}, "whitening=0: expected"),
         ({"mirror": 1}, "mirror=1: expected True or False"),
         ({"source": "cifar10"}, "source='cifar10': expected one of dead_leaves"),

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import linalg
 
 from scatterdp.errors import ConfigError, UserError
 from scatterdp.extractors import make_extractor, map_layer, patch_filters
 from scatterdp.extractors.base import Extractor, blocks_of
 from scatterdp.extractors.map_patches import MapPatches, MapPatchesConfig
 from scatterdp.extractors.patch_filters import MAP_CONTRAST, photographic_leaves
+from scatterdp.extractors.synthetic import ALIGNED, random_views
 
 SMALL: dict[str, Any] = {"patches": 32, "components": 5, "grid": 2}
 
@@ -36,26 +38,37 @@ def few_synthetic_images(monkeypatch):
 def by_definition(extractor: MapPatches, image: torch.Tensor) -> np.ndarray:
     """One image, place by place, in double precision: everything fitted again from the synthetic images' maps, but for the choice of patches."""
     inner, settings = extractor.extractor, extractor.config.layer
-    synthetic = inner(torch.from_numpy(photographic_leaves(60, inner.input_shape, seed=0))).double().numpy()
-    mean, deviation = synthetic.mean((0, 2, 3)), synthetic.std((0, 2, 3), ddof=1)
+    images = torch.from_numpy(photographic_leaves(60, inner.input_shape, seed=0))
+    views = [images] if settings.fitted_to == "images" else [random_views(images, seed=s, changes=ALIGNED) for s in (0, 1)]
+    synthetic = [inner(view).double().numpy() for view in views]
+    mean, deviation = synthetic[0].mean((0, 2, 3)), synthetic[0].std((0, 2, 3), ddof=1)
 
     def standardised(maps: np.ndarray) -> np.ndarray:
         return (maps - mean[:, None, None]) / deviation[:, None, None]
 
     vectors = extractor._layer.components.vectors.double().numpy() * deviation
-    normal = standardised(synthetic)
-    centre = normal.mean((0, 2, 3))
-    places = np.moveaxis(normal, 1, 3).reshape(-1, len(centre))
-    variances = np.square((places - centre) @ vectors.T).mean(0)
-    np.testing.assert_allclose(variances, np.linalg.eigvalsh(np.cov(places.T))[::-1][: len(vectors)], rtol=2e-3)
-    np.testing.assert_allclose(vectors @ vectors.T, np.eye(len(vectors)), atol=1e-4)
+    places = [np.moveaxis(standardised(maps), 1, 3).reshape(-1, len(mean)) for maps in synthetic]
+    centre, total = places[0].mean(0), np.cov(places[0].T, bias=True)
+    variances = vectors @ total @ vectors.T
+    assert variances.trace() == pytest.approx(len(vectors), rel=1e-3)
+    if settings.fitted_to == "images":
+        within, largest = np.eye(len(mean)), np.linalg.eigvalsh(total)
+    else:
+        difference = places[0] - places[1]
+        within = difference.T @ difference / len(difference) / 2
+        within += 0.1 * within.trace() / len(within) * np.eye(len(within))
+        largest = linalg.eigh(total, within, eigvals_only=True)
+    # Directions of largest ratio: uncorrelated in both senses, and their ratios are the largest generalised eigenvalues.
+    share = vectors @ within @ vectors.T
+    np.testing.assert_allclose(share / share[0, 0], np.eye(len(vectors)), atol=1e-3)
+    np.testing.assert_allclose(variances / share[0, 0], np.diag(largest[::-1][: len(vectors)]), rtol=2e-3, atol=1e-2)
 
     def reduced(maps: np.ndarray) -> np.ndarray:
         return np.einsum("kc,cyx->kyx", vectors, standardised(maps) - centre[:, None, None])
 
     filters = extractor._layer.layer._filters
     # Patches are drawn, so their mean square is near that of all places.
-    expected_contrast = MAP_CONTRAST * np.square((places - centre) @ vectors.T).mean()
+    expected_contrast = MAP_CONTRAST * np.square((places[0] - centre) @ vectors.T).mean()
     assert filters.contrast == pytest.approx(expected_contrast, rel=0.1)
     maps = reduced(inner(image[None])[0].double().numpy())
     size, (_, down, across) = settings.size, extractor.output_shape
@@ -73,9 +86,10 @@ def by_definition(extractor: MapPatches, image: torch.Tensor) -> np.ndarray:
     return (sums / counts[:, None]).T.reshape(extractor.output_shape)
 
 
+@pytest.mark.parametrize("fitted_to", ["views", "images"])
 @pytest.mark.parametrize(("shape", "size"), [((1, 16, 12), 1), ((3, 16, 12), 1), ((3, 18, 18), 2)])
-def test_equals_the_definition(shape, size):
-    extractor, images = make(shape, size=size), images_of(shape)
+def test_equals_the_definition(shape, size, fitted_to):
+    extractor, images = make(shape, size=size, fitted_to=fitted_to), images_of(shape)
     expected = np.stack([by_definition(extractor, image) for image in images])
     assert expected.max() > 0.1
     np.testing.assert_allclose(extractor(images).numpy(), expected, atol=0.02)  # bfloat16 keeps eight bits
@@ -127,7 +141,7 @@ def test_without_a_compiler_torch_takes_its_place_and_says_so(monkeypatch, caplo
 def test_every_setting_and_the_inner_extractor_are_in_the_fingerprint():
     changes: list[dict[str, Any]] = [
         {}, {"patches": 64}, {"size": 2}, {"threshold": 0.5}, {"whitening": 0.2}, {"components": 4}, {"grid": 3},
-        {"source": "dead_leaves"}, {"seed": 1}, {"inner": "scatternet(J=1, L=5)"},
+        {"source": "dead_leaves"}, {"fitted_to": "images"}, {"seed": 1}, {"inner": "scatternet(J=1, L=5)"},
     ]  # fmt: skip
     prints = [make(**change).fingerprint for change in changes]
     assert len(set(prints)) == len(prints)
@@ -156,12 +170,13 @@ def test_beside_other_extractors():
         ("map_patches(scatternet, patches=33)", "patches=33: expected a multiple of 32"),
         ("map_patches(scatternet, patches=0)", "patches=0: expected an integer ≥ 32"),
         ("map_patches(scatternet, size=9)", "size=9: the maps are 64×8×8, take smaller patches"),
-        ("map_patches(scatternet, size=5)", "size=5: a patch has 1600 values, expected at most 1024"),
+        ("map_patches(scatternet, size=5)", "size=5: a patch has 1600 values, expected at most 1280"),
         ("map_patches(scatternet, grid=9)", "grid=9: expected 1 to 8"),
         ("map_patches(scatternet, components=0)", "components=0: expected an integer ≥ 1"),
         ("map_patches(scatternet, threshold=-1)", "threshold=-1: expected a number from 0 to 100"),
         ("map_patches(scatternet, whitening=0)", "whitening=0: expected a number from 1e-06"),
         ("map_patches(scatternet, source='cats')", "source='cats': expected one of"),
+        ("map_patches(scatternet, fitted_to='cats')", "fitted_to='cats': expected one of views, images"),
         ("map_patches(scatternet, filters=3)", "filters=3: map_patches has no such setting"),
         ("map_patches(scatternet+patches)", "map_patches: takes maps of one kind, concat has several"),
     ],

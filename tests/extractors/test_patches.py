@@ -136,9 +136,9 @@ def test_without_a_compiler_torch_takes_its_place_and_says_so(monkeypatch, caplo
 
 def test_a_kernel_that_computes_something_else_is_not_used(monkeypatch, tmp_path, caplog):
     source = patch_kernel.SOURCE.read_text()
-    assert "below[half] - product" in source
+    assert "below[part] - product" in source
     broken = tmp_path / "patches.cpp"
-    broken.write_text(source.replace("below[half] - product", "below[half] + product"))
+    broken.write_text(source.replace("below[part] - product", "below[part] + product"))
     monkeypatch.setattr(patch_kernel, "SOURCE", broken)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     extractor = make((1, 9, 9))
@@ -232,7 +232,7 @@ def test_bad_settings(settings, message):
 
 
 def test_a_patch_too_large_to_whiten():
-    with pytest.raises(ConfigError, match="size=32: a patch has 3072 values, expected at most 1024"):
+    with pytest.raises(ConfigError, match="size=32: a patch has 3072 values, expected at most 1280"):
         make_extractor("patches", (3, 32, 32), size=32, grid=1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scatterdp.extractors.synthetic import dead_leaves, random_views
+from scatterdp.extractors.synthetic import ALIGNED, dead_leaves, random_views
 
 
 def leaves(*, channels: int = 3, num: int = 20) -> torch.Tensor:
@@ -27,6 +27,23 @@ def test_a_view_resembles_its_own_image_most(channels):
     nearest = (shape_alone(views) @ shape_alone(images).t()).argmax(1)
     assert (nearest == torch.arange(len(images))).float().mean() > 0.8
     assert (views - images).abs().mean() > 0.02
+
+
+def test_aligned_views_stay_where_they_are():
+    """The place of every corner of a leaf moves by a few pixels at most, where other views move it across the image."""
+    bright = torch.zeros(200, 1, 32, 32)
+    bright[:, :, 15:17, 15:17] = 1
+
+    def places(views: torch.Tensor) -> torch.Tensor:
+        excess = views - views.amin((2, 3), keepdim=True)
+        weights = excess / excess.sum((1, 2, 3), keepdim=True)
+        axis = torch.arange(32) - 15.5
+        return torch.stack([(weights.sum((1, side)) * axis).sum(1) for side in (3, 2)], 1)
+
+    moved, elsewhere = (places(random_views(bright, seed=0, **kw)).norm(dim=1) for kw in ({"changes": ALIGNED}, {}))
+    assert moved.max() <= 0.08 * 16 / 0.88 * 2**0.5 + 0.1
+    assert moved.median() > 0.4  # but they do move
+    assert elsewhere.max() > 3
 
 
 def test_seeds_name_views_and_touch_no_other_randomness():

@@ -22,8 +22,8 @@ def network(monkeypatch: pytest.MonkeyPatch) -> PatchCNN:
     network = PatchCNN(SHAPE, 3)
     for tensor in network.state_dict().values():
         tensor.copy_(torch.randn_like(tensor).abs() + 0.1)
-    orthonormal, _ = torch.linalg.qr(torch.randn_like(network.precondition.directions))
-    network.precondition.directions.copy_(orthonormal)
+    orthonormal, _ = torch.linalg.qr(torch.randn_like(network.linear.precondition.directions))
+    network.linear.precondition.directions.copy_(orthonormal)
     return network
 
 
@@ -41,13 +41,13 @@ def by_hand(network: PatchCNN, maps: Tensor) -> Tensor:
             patch = patch / (patch @ patch / 2 + network.contrast).sqrt()
             whitened = network.whitening @ (patch - network.mean[:, 0])
             responses[:, row, column] = network.filters.weight[:, :, 0, 0] @ whitened + bias
-    assigned = torch.cat([F.relu(responses - 0.4), F.relu(-responses - 0.4)])
+    assigned = torch.cat([F.relu(responses - 0.45), F.relu(-responses - 0.45)])
     cells = [assigned[:, cell_of(8, 3, i), cell_of(5, 2, j)].mean((1, 2)) for i in range(3) for j in range(2)]
     pooled = (torch.stack(cells, 1) - network.pooled_mean[:, 0]) * network.pooled_scale[:, 0]
     features = torch.cat([pooled.flatten(), 0.5 * maps.flatten()])
-    directions, factors = network.precondition.directions, network.precondition.factors
+    directions, factors = network.linear.precondition.directions, network.linear.precondition.factors
     along = directions.t() @ features
-    scaled = network.precondition.gain * (features - directions @ ((1 - factors) * along))
+    scaled = network.linear.precondition.gain * (features - directions @ ((1 - factors) * along))
     return network.linear.weight @ scaled + network.linear.bias
 
 
@@ -66,7 +66,7 @@ def test_it_begins_without_an_opinion_and_trains_convolution_and_linear_layer():
         "filters.weight", "filters.bias", "linear.weight", "linear.bias",
     ]  # fmt: skip
     assert network.linear.in_features == 2 * 512 * 9 + 6 * 49
-    assert network.num_directions == 6 * 49 // 2
+    assert len(network.linear.precondition.factors) == 6 * 49 // 2
 
 
 def test_engines_agree_and_examples_are_kept_apart(network):

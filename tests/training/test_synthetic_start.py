@@ -11,6 +11,7 @@ import torch
 
 from scatterdp import cnns
 from scatterdp.extractors.base import Extractor
+from scatterdp.extractors.map_layer import fitted_components, views_to_fit
 from scatterdp.extractors.patch_filters import make_map_filters
 from scatterdp.heads import PatchCNN, Standardize, patch_cnn
 from scatterdp.privacy.randomness import RandomKey
@@ -44,15 +45,14 @@ def started(extractor: Extractor) -> PatchCNN:
 
 def test_filters_are_whitened_patches_of_synthetic_maps(small_extractor):
     network = started(small_extractor)
-    maps = NORMALIZER(small_extractor(preconditioning.images_for(small_extractor)))
-    rows = maps.movedim(1, 3).flatten(0, 2).double()
-    _, vectors = torch.linalg.eigh(torch.cov(rows.t(), correction=0))
-    expected = vectors.flip(1)[:, :4].t()
-    cosines = (network.vectors.double() * expected).sum(1).abs()
-    torch.testing.assert_close(cosines, torch.ones_like(cosines), rtol=0, atol=1e-4)
+    images = preconditioning.images_for(small_extractor)
+    views = [NORMALIZER(small_extractor(view)).flatten(2) for view in views_to_fit(images, seed=0)]
+    components = fitted_components([tuple(views)], 4)
+    torch.testing.assert_close(network.vectors, components.vectors)
+    torch.testing.assert_close(network.bias, components.bias)
 
-    reduced = torch.einsum("dc,bchw->bdhw", network.vectors, maps) + network.bias[:, :, None]
-    filters = make_map_filters(reduced.numpy(), count=16, size=1, whitening=WHITENING, seed=0)
+    reduced = [(network.vectors @ maps + network.bias).unflatten(2, network.shape[1:]).numpy() for maps in views]
+    filters = make_map_filters(*reduced, count=16, size=1, whitening=WHITENING, seed=0)
     # Convolution after whitening = the filters' own weights on the normalised patch.
     weights = network.filters.weight[:, :, 0, 0] @ network.whitening
     np.testing.assert_allclose(weights.detach().numpy(), filters.weight[:, :, 0, 0], rtol=1e-3, atol=1e-4)
@@ -64,7 +64,8 @@ def test_filters_are_whitened_patches_of_synthetic_maps(small_extractor):
 @torch.no_grad()
 def test_averages_are_standardised_and_views_made_to_differ_alike(small_extractor):
     network = started(small_extractor)
-    maps = NORMALIZER(small_extractor(preconditioning.images_for(small_extractor)))
+    view, _ = views_to_fit(preconditioning.images_for(small_extractor), seed=0)
+    maps = NORMALIZER(small_extractor(view))
     pooled = (network.pooled(maps.flatten(1)) - network.pooled_mean) * network.pooled_scale
     torch.testing.assert_close(pooled.mean((0, 2, 3)), torch.zeros(32), rtol=0, atol=1e-4)
     torch.testing.assert_close(pooled.var((0, 2, 3)), torch.ones(32), rtol=1e-3, atol=0)
@@ -72,9 +73,9 @@ def test_averages_are_standardised_and_views_made_to_differ_alike(small_extracto
     differences = torch.cat(
         list(preconditioning._differences(small_extractor, lambda maps: network.features(NORMALIZER(maps))))
     )
-    lengths = (network.precondition(differences) @ network.precondition.directions).norm(dim=0)
+    lengths = (network.linear.precondition(differences) @ network.linear.precondition.directions).norm(dim=0)
     torch.testing.assert_close(lengths, lengths[-1:].expand(6), rtol=1e-2, atol=0)
-    assert (differences @ network.precondition.directions).norm(dim=0)[0] > 1.2 * lengths[0]  # the control
+    assert (differences @ network.linear.precondition.directions).norm(dim=0)[0] > 1.2 * lengths[0]  # the control
 
 
 def test_it_depends_on_no_data_and_not_on_the_process_random_state(small_extractor):

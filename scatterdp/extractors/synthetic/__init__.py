@@ -14,10 +14,11 @@ from scatterdp.errors import ConfigError
 from scatterdp.extractors.synthetic.leaves import DeadLeavesConfig, dead_leaves, photographic_leaves
 from scatterdp.extractors.synthetic.network import random_network
 from scatterdp.extractors.synthetic.spectrum import spectrum_noise
-from scatterdp.extractors.synthetic.views import random_views
+from scatterdp.extractors.synthetic.views import ALIGNED, random_views
 from scatterdp.extractors.synthetic.wavelets import wavelet_marginals
 
 __all__ = [
+    "ALIGNED",
     "GENERATORS",
     "DeadLeavesConfig",
     "Generator",

@@ -1,32 +1,52 @@
 """Random views of images: what may change in a picture while it stays a picture of the same thing.
 
-A view is a crop of 70 to 100 % of a side at a random place, turned by up to 10 degrees, in another light: brightness and contrast by up to 30 %,
-saturation by up to 60 %, each colour shifted by up to 0.09. Differences between views of one image say which changes of
-features carry no meaning; contrastive learning rests on the same idea (Chen et al. 2020, "A Simple Framework for Contrastive Learning of
-Visual Representations", arXiv 2002.05709).
+A view is a crop, turned a little, in another light: brightness and contrast by up to 30 %, saturation by more, each colour shifted by up to 0.09.
+:data:`ANYWHERE` crops 70 to 100 % of a side at a random place; in :data:`ALIGNED` views every place of the image stays about where it is. Differences
+between views of one image say which changes of features carry no meaning; contrastive learning rests on the same idea (Chen et al. 2020, "A
+Simple Framework for Contrastive Learning of Visual Representations", arXiv 2002.05709).
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_LEAST_SIDE = 0.7
-_DEGREES = 10.0
 _LIGHT = 0.3
-_SATURATION = 0.6
 _SHIFT = 0.09
 
 
-def random_views(images: Tensor, *, seed: int) -> Tensor:
+@dataclass(frozen=True)
+class Changes:
+    """How much a view may differ.
+
+    Args:
+        sides: least and most of a crop, in sides of the image.
+        move: how far its middle may be from the image's, in halves of a side; None: as far as the crop stays inside.
+        degrees: it may be turned by, to either side.
+        saturation: it may gain or lose, as a part of what it is.
+    """
+
+    sides: tuple[float, float]
+    move: float | None
+    degrees: float
+    saturation: float
+
+
+ANYWHERE = Changes(sides=(0.7, 1.0), move=None, degrees=10, saturation=0.6)
+ALIGNED = Changes(sides=(0.88, 1.06), move=0.08, degrees=8, saturation=0.7)
+
+
+def random_views(images: Tensor, *, seed: int, changes: Changes = ANYWHERE) -> Tensor:
     """One view of each image.
 
     Args:
         images: ``(B, C, H, W)`` float32 in [0, 1]; grey ones change brightness and contrast only.
         seed: another one gives other views.
+        changes: how much they may differ.
 
     Returns:
         The same shape, in [0, 1].
@@ -36,14 +56,14 @@ def random_views(images: Tensor, *, seed: int) -> Tensor:
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return torch.rand(len(images), *shape, generator=generator) * (high - low) + low
 
-    side, angle = uniform(_LEAST_SIDE, 1.0), uniform(-_DEGREES, _DEGREES) * (math.pi / 180)
-    right, down = (uniform(-1, 1) * (1 - side) for _ in range(2))
+    side, angle = uniform(*changes.sides), uniform(-changes.degrees, changes.degrees) * (math.pi / 180)
+    right, down = (uniform(-1, 1) * (1 - side if changes.move is None else changes.move) for _ in range(2))
     views = crop(images, side=side, angle=angle, right=right, down=down)
 
     views = views * uniform(1 - _LIGHT, 1 + _LIGHT, 1, 1, 1)
     views = _further_from(views.mean((1, 2, 3), keepdim=True), views, uniform(1 - _LIGHT, 1 + _LIGHT, 1, 1, 1))
     grey = views.mean(1, keepdim=True)
-    views = _further_from(grey, views, uniform(1 - _SATURATION, 1 + _SATURATION, 1, 1, 1))
+    views = _further_from(grey, views, uniform(1 - changes.saturation, 1 + changes.saturation, 1, 1, 1))
     views = views + uniform(-_SHIFT, _SHIFT, images.shape[1], 1, 1)
     return views.clamp(0, 1)
 
