@@ -170,7 +170,8 @@ def weighted(per_example: dict[str, Tensor], factors: Tensor) -> dict[str, Tenso
 
 _SMALLEST = 1e-30
 _ROUNDING = 5e-7  # eight times that of single precision
-_CANCELLED = 0.012  # of the product of norms, with 16 lanes: below it inner products need double precision
+_CANCELLED = 0.012  # of the product of norms: with less left, room for rounding would be more than a ten thousandth of the norm
+_SHORT = 128  # depths at which double precision costs little, so that norms may be closer still
 _LANES = {"AVX512": 16, "AVX2": 8}  # sums that a processor adds up side by side in single precision
 _FEWEST_LANES = 4
 _UNIT = 6e-8  # half the distance from 1 to the next number of single precision
@@ -208,9 +209,8 @@ def _squares_of_products(
     largest = squares[0] * squares[1]
     if v.dtype == torch.float64:
         return _from_above(products, largest)
-    lanes = _lanes_of_processor() if v.device.type == "cpu" else 16
-    # With half the lanes rounding may take twice as much, so twice as much has to be left of the products.
-    precise = (products > _CANCELLED * 16 / lanes * largest) & products.isfinite()  # false for NaN
+    left = _CANCELLED if depth > _SHORT else 2 * _CANCELLED
+    precise = (products > left * largest) & products.isfinite()  # false for NaN
     for square in (*squares, largest):
         precise &= (square > _SQUARES[0]) & (square < _SQUARES[1])
     products += _rounding_of_sum(depth, v.device) * largest
