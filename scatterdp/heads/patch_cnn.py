@@ -23,7 +23,7 @@ from scatterdp.heads.preconditioned_linear import PreconditionedLinear
 
 FILTERS = 512
 COMPONENTS = 64
-DIRECTIONS = 800
+DIRECTIONS = 500
 THRESHOLD = 0.45  # in standard deviations of the responses that the network begins with
 MAPS_SCALE = 0.5
 _MOST_CHANNELS = 1024  # principal components of more take long, and flat features have no places
@@ -45,6 +45,7 @@ class PatchCNN(nn.Module):
     contrast: Tensor
     whitening: Tensor
     mean: Tensor
+    cells: Tensor
     pooled_mean: Tensor
     pooled_scale: Tensor
 
@@ -63,6 +64,8 @@ class PatchCNN(nn.Module):
         self.register_buffer("contrast", torch.ones(()))
         self.register_buffer("whitening", torch.eye(components))
         self.register_buffer("mean", torch.zeros(components, 1))
+        pooling = F.adaptive_avg_pool2d(torch.eye(height * width).view(-1, height, width), self.grid)
+        self.register_buffer("cells", pooling.flatten(1), persistent=False)
         self.register_buffer("pooled_mean", torch.zeros(2 * FILTERS, 1, 1))
         self.register_buffer("pooled_scale", torch.ones(2 * FILTERS, 1, 1))
         features = math.prod(shape) + 2 * FILTERS * math.prod(self.grid)
@@ -85,9 +88,11 @@ class PatchCNN(nn.Module):
         squares = patches.square().sum(1, keepdim=True) / max(1, patches.shape[1] - 1)
         patches = patches * (squares + self.contrast).rsqrt()
         whitened = self.whitening @ (patches - self.mean)
-        responses = self.filters(whitened.unflatten(2, self.shape[1:]))
-        above, below = responses - THRESHOLD, -responses - THRESHOLD
-        return F.adaptive_avg_pool2d(torch.cat([above, below], 1).clamp(min=0), self.grid)
+        responses = self.filters(whitened.unflatten(2, self.shape[1:])).flatten(2)
+        # max(r - t, 0) and max(-r - t, 0) by their difference and their sum, of which only one is not zero.
+        difference = F.softshrink(responses, THRESHOLD)
+        means, magnitudes = difference @ self.cells, difference.abs() @ self.cells
+        return (torch.cat([magnitudes + means, magnitudes - means], 1) / 2).unflatten(2, self.grid)
 
 
 def _cells(side: int) -> int:
