@@ -170,7 +170,9 @@ def weighted(per_example: dict[str, Tensor], factors: Tensor) -> dict[str, Tenso
 
 _SMALLEST = 1e-30
 _ROUNDING = 5e-7  # eight times that of single precision
-_CANCELLED = 0.012  # of the product of norms: with less left, room for rounding would be more than a ten thousandth of the norm
+_CANCELLED = (
+    0.012  # of the product of norms: with less left, room for rounding would be more than a ten thousandth of the norm
+)
 _SHORT = 128  # depths at which double precision costs little, so that norms may be closer still
 _LANES = {"AVX512": 16, "AVX2": 8}  # sums that a processor adds up side by side in single precision
 _FEWEST_LANES = 4
@@ -365,7 +367,9 @@ class PreconditionedLinearRule(LinearRule):
         squares = super().ghost_squared_norms()
         if "weight" not in self.trainable:
             return squares
-        inputs, gradients = (torch.linalg.vector_norm(t, dim=1, dtype=torch.float64) for t in (self.inputs, self.gradients))
+        inputs, gradients = (
+            torch.linalg.vector_norm(t, dim=1, dtype=torch.float64) for t in (self.inputs, self.gradients)
+        )
         longest = (inputs * gradients).unflatten(0, (-1, self.copies)).sum(1) * self.module.precondition.gain.abs()
         return (squares.sqrt() + _rounding_of_sum(self.module.in_features, self.inputs.device) * longest).square()
 

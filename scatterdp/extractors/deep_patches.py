@@ -30,7 +30,6 @@ from scatterdp.extractors.map_layer import (
     PIXELS,
     FittedTo,
     MapLayer,
-    Views,
     images_to_fit,
 )
 from scatterdp.extractors.patch_filters import MAP_CONTRAST, MAP_PATCHES

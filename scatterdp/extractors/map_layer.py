@@ -33,9 +33,7 @@ _RIDGE = 0.1
 IMAGES, PIXELS, FEWEST_IMAGES = 1000, 1 << 22, 32
 
 
-def images_to_fit(
-    source: str, image_shape: tuple[int, int, int], *, seed: int, to: FittedTo
-) -> tuple[Tensor, ...]:
+def images_to_fit(source: str, image_shape: tuple[int, int, int], *, seed: int, to: FittedTo) -> tuple[Tensor, ...]:
     """``(n, C, H, W)`` synthetic images of a key of :data:`SOURCES`, or two views of each."""
     _, height, width = image_shape
     count = max(FEWEST_IMAGES, min(IMAGES, PIXELS // (height * width)))
@@ -105,10 +103,10 @@ def fitted_filters(
 ) -> PatchFilters:
     """Filters for patches of reduced maps ``(components, h, w)``; :func:`make_map_filters`."""
     pieces = [[reduced(maps.cpu(), components) for maps in view] for view in views]
-    maps, *others = (torch.cat(list(column)).unflatten(2, map_shape[1:]).numpy() for column in zip(*pieces, strict=True))
-    return make_map_filters(
-        maps, others[0] if others else None, count=count, size=size, whitening=whitening, seed=seed
+    maps, *others = (
+        torch.cat(list(column)).unflatten(2, map_shape[1:]).numpy() for column in zip(*pieces, strict=True)
     )
+    return make_map_filters(maps, others[0] if others else None, count=count, size=size, whitening=whitening, seed=seed)
 
 
 class MapLayer(NamedTuple):
@@ -142,7 +140,9 @@ class MapLayer(NamedTuple):
                 standard deviations of the responses to synthetic patches.
         """
         components = fitted_components(views(), map_shape[0])
-        filters = fitted_filters(views(), components, map_shape, count=patches, size=size, whitening=whitening, seed=seed)
+        filters = fitted_filters(
+            views(), components, map_shape, count=patches, size=size, whitening=whitening, seed=seed
+        )
         layer = PatchLayer(
             map_shape, filters, pooling=pooling, threshold=threshold, assignment=assignment, mirror=False
         )

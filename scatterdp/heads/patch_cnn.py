@@ -69,7 +69,6 @@ class PatchCNN(nn.Module):
         self.register_buffer("pooled_mean", torch.zeros(2 * FILTERS, 1, 1))
         self.register_buffer("pooled_scale", torch.ones(2 * FILTERS, 1, 1))
         features = math.prod(shape) + 2 * FILTERS * math.prod(self.grid)
-        directions = min(DIRECTIONS, math.prod(shape) // 2)
         self.filters = nn.Conv2d(components, FILTERS, 1)
         self.linear = PreconditionedLinear(features, num_classes, directions=min(DIRECTIONS, math.prod(shape) // 2))
 

@@ -360,7 +360,9 @@ def test_the_mixed_rule_goes_by_the_shapes():
 @pytest.mark.parametrize("name", OPACUS_LACKS)
 def test_what_opacus_gets_wrong_is_refused(name):
     model, x, y = batch_of(name)
-    with pytest.raises(UserError, match=r"Opacus (ignores its padding|serves no trainable layer with buffers); take another engine$"):
+    with pytest.raises(
+        UserError, match=r"Opacus (ignores its padding|serves no trainable layer with buffers); take another engine$"
+    ):
         ENGINES["hooks"](model, cross_entropy, x, y, max_grad_norm=1.0)
 
 

@@ -116,7 +116,9 @@ def test_filters_of_views_respond_less_to_what_changes():
 def test_responses_have_deviation_one():
     maps = two_views(3, 6)[0]
     filters = make_map_filters(maps, None, count=200, size=2, whitening=0.1, seed=0)
-    places = np.lib.stride_tricks.sliding_window_view(maps, (2, 2), axis=(2, 3)).transpose(0, 2, 3, 1, 4, 5).reshape(-1, 12)
+    places = (
+        np.lib.stride_tricks.sliding_window_view(maps, (2, 2), axis=(2, 3)).transpose(0, 2, 3, 1, 4, 5).reshape(-1, 12)
+    )
     normal = places / np.sqrt(np.square(places).sum(1, keepdims=True) / 11 + filters.contrast)
     responses = normal @ filters.weight.reshape(200, -1).T + filters.bias
     assert responses.std() == pytest.approx(1, rel=0.05)

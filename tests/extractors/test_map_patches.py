@@ -39,7 +39,9 @@ def by_definition(extractor: MapPatches, image: torch.Tensor) -> np.ndarray:
     """One image, place by place, in double precision: everything fitted again from the synthetic images' maps, but for the choice of patches."""
     inner, settings = extractor.extractor, extractor.config.layer
     images = torch.from_numpy(photographic_leaves(60, inner.input_shape, seed=0))
-    views = [images] if settings.fitted_to == "images" else [random_views(images, seed=s, changes=ALIGNED) for s in (0, 1)]
+    views = (
+        [images] if settings.fitted_to == "images" else [random_views(images, seed=s, changes=ALIGNED) for s in (0, 1)]
+    )
     synthetic = [inner(view).double().numpy() for view in views]
     mean, deviation = synthetic[0].mean((0, 2, 3)), synthetic[0].std((0, 2, 3), ddof=1)
 
