@@ -85,11 +85,11 @@ SCATTERING_CNN_RECIPES: dict[str, Recipe] = {
 }
 #: Networks that start from synthetic images' features, on ScatterNet alone.
 PATCH_CNN_RECIPES: dict[str, Recipe] = {
-    name: Recipe(batch_size=8192, lr=6, epochs=20, input_norm="BN", bn_noise_multiplier=20, extractor=extractor)
-    for name, extractor in (
-        ("mnist", "deskew(scatternet)"),
-        ("fmnist", "scatternet(mirror=True)"),
-        ("cifar10", "scatternet(mirror=True)"),
+    name: Recipe(batch_size=8192, lr=lr, epochs=epochs, input_norm="BN", bn_noise_multiplier=20, extractor=extractor)
+    for name, extractor, epochs, lr in (
+        ("mnist", "deskew(scatternet)", 14, 14),
+        ("fmnist", "scatternet(mirror=True)", 18, 14),
+        ("cifar10", "scatternet(mirror=True)", 14, 8),
     )
 }
 #: Convolutional networks on pixels: the published settings.

@@ -174,7 +174,7 @@ class _Call:
         rule = rule_for(self.module)
         assert rule is not None, self.label
         gradient = in_single_precision(gradient.detach()).reshape(self.output_shape)
-        return rule(self.module, in_single_precision(self.inputs), gradient, copies)
+        return rule.of(self.module, in_single_precision(self.inputs), gradient, copies)
 
 
 class Recorder:

@@ -42,7 +42,7 @@ class Rule(ABC):
 
     Args:
         module: the layer.
-        inputs: a ``(b · copies, …)``, detached.
+        inputs: a ``(b · copies, …)``, detached, as the layer's weights meet them.
         gradients: g ``(b · copies, …)``, of the sum of the examples' losses.
         copies: rows in succession that belong to one example; its gradient is the sum of theirs.
     """
@@ -54,6 +54,11 @@ class Rule(ABC):
         self.module, self.inputs, self.gradients, self.copies = module, inputs, gradients, copies
         self.trainable = {name for name, _ in own_parameters(module)}
         self._kept: dict[str, Tensor] | None = None
+
+    @classmethod
+    def of(cls, module: Any, inputs: Tensor, gradients: Tensor, copies: int) -> Self:
+        """The rule of a call with these inputs as the layer was given them."""
+        return cls(module, inputs, gradients, copies)
 
     def measure(self, *, ghost: bool) -> None:
         """Fill :attr:`squares`, without per-example gradients or by keeping them: inputs and output gradients are then let go."""
@@ -189,6 +194,7 @@ def _squares_of_products(
     *,
     numbers: int,
     depth: int,
+    positions: int,
 ) -> Tensor:
     """Squared norms ``(b,)`` from above, in double precision, of gradients known by inner products of what they are made of.
 
@@ -202,6 +208,7 @@ def _squares_of_products(
         u, v: ``(b, …)``.
         numbers: that the inner products of one example need, to choose how many examples are in work at once.
         depth: how many products are added up to one inner product. Equal ones are all rounded the same way.
+        positions: how many are added up to an entry of the gradient.
     """
     if v.dtype in (torch.float16, torch.bfloat16):
         u, v = u.float(), v.float()
@@ -220,7 +227,7 @@ def _squares_of_products(
         for rows in (~precise).nonzero()[:, 0].split(size):
             products[rows], *squares = inner_products(u[rows].double(), v[rows].double())
             largest[rows] = squares[0] * squares[1]
-    return _from_above(products, largest)
+    return _from_above(products, largest, _rounding_of_sum(positions, v.device))
 
 
 def _rounding_of_sum(terms: int, device: torch.device) -> float:
@@ -239,9 +246,9 @@ def _numbers_at_once(device: torch.device) -> int:
     return _CACHED_NUMBERS if device.type == "cpu" else _MANY_NUMBERS
 
 
-def _from_above(squares: Tensor, largest: Tensor) -> Tensor:
-    """Squared norms ``(b,)`` with what rounding in proportion to ``largest`` may add."""
-    return (squares.clamp(min=0).sqrt() + _ROUNDING * largest.sqrt()).square()
+def _from_above(squares: Tensor, largest: Tensor, rounding: float = 0.0) -> Tensor:
+    """Squared norms ``(b,)`` with what rounding in proportion to ``largest`` may add to the sum."""
+    return (squares.clamp(min=0).sqrt() + max(_ROUNDING, rounding) * largest.sqrt()).square()
 
 
 def _in_units(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -319,7 +326,7 @@ class MatrixRule(Rule):
             else:
                 numbers = u[0].numel() + 2 * u.shape[1] * u.shape[3] ** 2
                 depth = u.shape[1] + u.shape[2] + v.shape[2]
-                total += _squares_of_products(_products, u, v, numbers=numbers, depth=depth)
+                total += _squares_of_products(_products, u, v, numbers=numbers, depth=depth, positions=u.shape[3])
         if "bias" in self.trainable:
             total += v.sum(3, dtype=torch.float64).square().sum((1, 2))
         return total
@@ -355,27 +362,13 @@ class LinearRule(MatrixRule):
 class PreconditionedLinearRule(LinearRule):
     """:class:`~scatterdp.heads.preconditioned_linear.PreconditionedLinear`: a linear layer on A x.
 
-    A is applied to inputs for the norms, and to the sum in place of every summand. Where A shortens an input much, the sum's rounding is in
-    proportion to the input all the same, so there is room for it in the norm.
+    Norms and sums are of the same numbers A x: a sum over x that A is applied to afterwards would round in proportion to x, which A may shorten
+    a thousandfold.
     """
 
-    def layout(self) -> tuple[Tensor, Tensor]:
-        inputs = self.module.precondition(self.inputs)
-        return LinearRule(self.module, inputs, self.gradients, self.copies).layout()
-
-    def ghost_squared_norms(self) -> Tensor:
-        squares = super().ghost_squared_norms()
-        if "weight" not in self.trainable:
-            return squares
-        inputs, gradients = (
-            torch.linalg.vector_norm(t, dim=1, dtype=torch.float64) for t in (self.inputs, self.gradients)
-        )
-        longest = (inputs * gradients).unflatten(0, (-1, self.copies)).sum(1) * self.module.precondition.gain.abs()
-        return (squares.sqrt() + _rounding_of_sum(self.module.in_features, self.inputs.device) * longest).square()
-
-    def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
-        sums = super().weighted_sum(factors)
-        return {name: self.module.precondition(value) if name == "weight" else value for name, value in sums.items()}
+    @classmethod
+    def of(cls, module: Any, inputs: Tensor, gradients: Tensor, copies: int) -> Self:
+        return cls(module, module.precondition(inputs), gradients, copies)
 
 
 class ConvolutionRule(MatrixRule):
@@ -473,6 +466,7 @@ class ConvolutionRule(MatrixRule):
             self.gradients,
             numbers=self._numbers_of_example,
             depth=self.inputs.shape[1] + math.prod(self.module.kernel_size) + self.gradients.shape[1],
+            positions=self.gradients.shape[2:].numel(),
         )
         if "bias" in self.trainable:
             total = total + self.gradients.flatten(2).sum(2, dtype=torch.float64).square().sum(1)

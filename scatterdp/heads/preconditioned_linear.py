@@ -19,6 +19,9 @@ class PreconditionedLinear(nn.Module):
     Args:
         in_features, out_features: as of ``nn.Linear``.
         directions: how many A scales; they are filled in later.
+
+    Raises:
+        ValueError: inputs of another shape.
     """
 
     def __init__(self, in_features: int, out_features: int, *, directions: int) -> None:
@@ -29,4 +32,7 @@ class PreconditionedLinear(nn.Module):
         self.precondition = Precondition(torch.zeros(in_features, directions), torch.ones(directions))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.precondition(self.weight), self.bias)
+        if x.ndim != 2:
+            raise ValueError(f"inputs {tuple(x.shape)}: expected (b, {self.in_features})")
+        # Not through its hooks: W A is no activation.
+        return F.linear(x, self.precondition.forward(self.weight), self.bias)

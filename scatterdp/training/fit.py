@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from scatterdp.cache import Features, Split
-from scatterdp.engines import ENGINES, check_by_example
+from scatterdp.engines import ENGINES, SUMS, check_by_example
 from scatterdp.errors import UserError
 from scatterdp.extractors.base import Extractor
 from scatterdp.heads import Head, PatchCNN, Precondition, make_classifier
@@ -476,6 +476,7 @@ def context(
     data = (features.dataset_fingerprint, features.extractor_fingerprint, features.dtype)
     given = () if statistics is None else (statistics.digest(),)
     given += () if network is None else (network.description,)
+    given += (SUMS,) if plan.head != "linear" else ()
     given += (OF_CHANNELS,) if plan.precondition and plan.head != "linear" else ()
     # Other rows of one data set are other data: folds of one size must not share their noise.
     rows = (

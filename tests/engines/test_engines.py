@@ -366,18 +366,37 @@ def test_what_opacus_gets_wrong_is_refused(name):
         ENGINES["hooks"](model, cross_entropy, x, y, max_grad_norm=1.0)
 
 
-@pytest.mark.parametrize("features", [40, 4000])
-def test_a_sum_of_shortened_inputs_stays_within_the_bound(features):
-    """What A takes away from an input, rounding of its part in the sum is not taken from."""
-    generator = torch.Generator().manual_seed(features)
-    directions, _ = torch.linalg.qr(torch.randn(features, 20, generator=generator))
-    layer = PreconditionedLinear(features, 3, directions=20)
-    layer.precondition = Precondition(directions, torch.full((20,), 1e-3))
-    x = (100 * directions + 1e-3 * torch.randn(features, 20, generator=generator) / features**0.5).t().contiguous()
-    for row in x[:, None]:
-        clipped = ENGINES["ghost"](layer, cross_entropy, row, torch.tensor([1]), max_grad_norm=1e-3)
-        total = torch.cat([value.double().flatten() for value in clipped.gradients.values()])
-        assert 0.9e-3 < total.norm() <= 1e-3 * (1 + 1e-6)
+@pytest.mark.parametrize(("features", "shortened"), [(40, 1e-3), (2000, 1e-2), (2000, 1e-6)])
+def test_what_is_taken_from_inputs_is_not_in_the_rounding(features, shortened):
+    """An example moves the sum by the bound at most, however long inputs were before A: the sum is of what norms were taken of."""
+    layer = PreconditionedLinear(features, 10, directions=1)
+    direction = torch.full((features, 1), features**-0.5)
+    layer.precondition = Precondition(direction, torch.tensor([shortened]))
+    for seed in range(4):
+        length = 1e4 * (1 + torch.rand(1, 1, generator=torch.Generator().manual_seed(seed)))
+        x, y = (length * direction.t()).expand(401, -1).contiguous(), torch.ones(401, dtype=torch.long)
+        sums = [ENGINES["mixed_ghost"](layer, cross_entropy, x[i:], y[i:], max_grad_norm=1.0).gradients for i in (0, 1)]
+        moved = torch.cat([(sums[0][name].double() - sums[1][name]).flatten() for name in sums[0]]).norm()
+        assert 0.5 < moved <= 1 + 1e-4
+
+
+def test_a_preconditioned_layer_takes_rows():
+    with pytest.raises(ValueError, match=r"expected \(b, 7\)"):
+        preconditioned()(torch.zeros(2, 3, 7))
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_there_is_room_for_the_rounding_of_many_positions(side):
+    """Output gradients that nearly cancel over thousands of positions: the sum rounds in proportion to what they were."""
+    convolution, positions = nn.Conv2d(8, 8, 1, bias=False), side * side
+    for left in (0.003, 0.012):
+        signs = torch.where(torch.arange(positions) < positions // 2, 1.0, -1.0) + left**0.5
+        gradient = (1.37 * signs).view(1, 1, side, side).expand(1, 8, -1, -1)
+        x = torch.full((1, 8, side, side), 1.234)
+        clipped = ENGINES["ghost"](
+            convolution, lambda o, _, g=gradient: (o * g).flatten(1).sum(1), x, torch.zeros(1), max_grad_norm=1e-3
+        )
+        assert 0.9e-3 < clipped.gradients["weight"].double().norm() <= 1e-3 * (1 + 1e-6)
 
 
 def test_the_mixed_engine_does_what_it_decides(monkeypatch):
