@@ -24,7 +24,6 @@ from scatterdp.engines.rules import even
 # By measurement: networks from 22 thousand to a million activations a row, one and two threads.
 _NUMBERS = 1 << 22
 _FEWEST = 32
-_READ_AGAIN = 4
 
 
 def in_pieces(engine: Engine) -> Engine:
@@ -66,8 +65,8 @@ def examples_of_piece(model: nn.Module, x: Tensor, copies: int) -> int:
     """How many examples at a time: all, or pieces of one size, as far as that goes."""
     check_private(model)  # before anything passes through it
     examples = len(x) // copies
-    # Many beside the model's own, which are read a few times for each piece.
-    numbers = max(_NUMBERS, _READ_AGAIN * sum(tensor.numel() for tensor in model.state_dict().values()))
+    # Not few beside the model's own, which are read again for each piece.
+    numbers = max(_NUMBERS, sum(tensor.numel() for tensor in model.state_dict().values()) // 2)
     most = max(math.ceil(_FEWEST / copies), numbers // (copies * numbers_of_row(model, x)))
     return even(examples, most)
 

@@ -35,7 +35,6 @@ def rows_at_once(monkeypatch) -> list[int]:
     """The sizes of the backward passes; pieces are of few examples."""
     monkeypatch.setattr(pieces, "_NUMBERS", 1)
     monkeypatch.setattr(pieces, "_FEWEST", 4)
-    monkeypatch.setattr(pieces, "_READ_AGAIN", 0)
     seen: list[int] = []
     rules = Recorder.rules
 
