@@ -280,6 +280,10 @@ class CnnsConfig(BaselinesConfig):
             raise ConfigError("arch=patch_cnn: takes feature maps; give --use_scattering too")
         if self.arch == "patch_cnn" and self.size != "None":
             raise ConfigError(f"size={self.size}: arch=patch_cnn has one size; leave size out")
+        if self.arch == "patch_cnn" and self.engine == "hooks":
+            raise ConfigError(
+                "engine=hooks: Opacus does not serve arch=patch_cnn's last layer; leave engine out, or take vmap"
+            )
         if self.arch not in ("cnn", "patch_cnn") and (self.use_scattering or self.size != "None"):
             raise ConfigError(f"arch={self.arch}: has one size and takes pixels; leave use_scattering and size out")
         if self.augmentation_multiplicity < 1:

@@ -153,6 +153,10 @@ def test_on_the_command_line(tmp_path, monkeypatch, accounting_once, capsys):
         (["--arch=patch_cnn"], "arch=patch_cnn: takes feature maps; give --use_scattering too"),
         (["--arch=patch_cnn", "--use_scattering", "--size=small"], "size=small: arch=patch_cnn has one size"),
         (
+            ["--arch=patch_cnn", "--use_scattering", "--engine=hooks"],
+            "engine=hooks: Opacus does not serve arch=patch_cnn",
+        ),
+        (
             ["--arch=patch_cnn", "--use_scattering", "--extractor=scatternet+patches(patches=32, size=3)*1"],
             "extractor=",
         ),
