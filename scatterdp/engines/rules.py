@@ -175,9 +175,7 @@ def weighted(per_example: dict[str, Tensor], factors: Tensor) -> dict[str, Tenso
 
 _SMALLEST = 1e-30
 _ROUNDING = 5e-7  # eight times that of single precision
-_CANCELLED = (
-    0.012  # of the product of norms: with less left, room for rounding would be more than a ten thousandth of the norm
-)
+_CANCELLED = 0.012  # of the product of norms: with less left, room for rounding would be a large part of the norm
 _SHORT = 128  # depths at which double precision costs little, so that norms may be closer still
 _LANES = {"AVX512": 16, "AVX2": 8}  # sums that a processor adds up side by side in single precision
 _FEWEST_LANES = 4
