@@ -22,17 +22,8 @@ from torch import Tensor
 
 from scatterdp.errors import ConfigError
 from scatterdp.extractors.base import check_images, fingerprint
-from scatterdp.extractors.map_layer import (
-    ALGORITHM,
-    FEWEST_IMAGES,
-    FITTED_TO,
-    IMAGES,
-    PIXELS,
-    FittedTo,
-    MapLayer,
-    images_to_fit,
-)
-from scatterdp.extractors.patch_filters import MAP_CONTRAST, MAP_PATCHES
+from scatterdp.extractors.map_layer import FittedTo, MapLayer, check_fitted_to, facts, images_to_fit
+from scatterdp.extractors.patch_filters import MAP_PATCHES
 from scatterdp.extractors.patch_layer import Assignment, layer_channels, layer_pooling
 from scatterdp.extractors.patches import Patches, PatchesConfig
 
@@ -82,8 +73,7 @@ class DeepPatchesConfig(PatchesConfig):
         channels = layer_channels(first.patches, first.assignment)
         if type(self.components) is not int or not 1 <= self.components <= channels:
             raise ConfigError(f"components={self.components!r}: expected 1 to {channels}, the first layer's channels")
-        if self.fitted_to not in FITTED_TO:
-            raise ConfigError(f"fitted_to={self.fitted_to!r}: expected one of {', '.join(FITTED_TO)}")
+        check_fitted_to(self.fitted_to)
 
     def first_layer(self) -> PatchesConfig:
         """The first layer by itself, of the image as it is."""
@@ -143,16 +133,13 @@ class DeepPatches:
         self._map_shape = (config.components, config.first_grid, config.first_grid)
         self._pooling = layer_pooling(self._map_shape, size=config.size, grid=config.grid, what="first layer's maps")
         self.output_shape = (layer_channels(config.patches, config.assignment), config.grid, config.grid)
+        preprocessing, versions = facts()
         self.fingerprint = fingerprint(
             type(self).__name__,
             config,
             input_shape,
-            preprocessing={
-                "contrast": MAP_CONTRAST,
-                "images": [FEWEST_IMAGES, IMAGES, PIXELS],
-                "patches": MAP_PATCHES,
-            },
-            versions={"algorithm": str(ALGORITHM), "first": self._first.fingerprint},
+            preprocessing=preprocessing,
+            versions={**versions, "first": self._first.fingerprint},
         )
         self._device = torch.device("cpu")
 

@@ -3,34 +3,51 @@
 Components and filters are fitted to the maps of synthetic images (Coates & Ng 2012, "Learning Feature Representations with K-means"), by default to those of
 two views of each, slightly moved and in another light: components have the largest variance over the images for their variance between the
 views of one (linear discriminant analysis with every image a class of its own, Fisher 1936), and patches are whitened by differences between
-views. Extractors that have such a layer name its code by :data:`ALGORITHM`: a change here raises it.
+views. Extractors that have such a layer name :func:`facts` in their fingerprints.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scatterdp.extractors.patch_filters import SOURCES, PatchFilters, make_map_filters
+from scatterdp.errors import ConfigError
+from scatterdp.extractors.patch_filters import MAP_CONTRAST, MAP_PATCHES, SOURCES, PatchFilters, make_map_filters
 from scatterdp.extractors.patch_layer import Assignment, PatchLayer
 from scatterdp.extractors.pooling import Pooling
 from scatterdp.extractors.synthetic import ALIGNED, random_views
 
 #: Fitted to two views of synthetic images, or to the images as they are.
 FittedTo = Literal["views", "images"]
-FITTED_TO: tuple[FittedTo, ...] = ("views", "images")
+FITTED_TO: tuple[FittedTo, ...] = get_args(FittedTo)
 #: Maps ``(b, channels, places)`` of the images, or of one view of each and of another.
 Views = tuple[Tensor, ...]
 
-ALGORITHM = 2
+_ALGORITHM = 2
 #: Of the mean variance between views, added to every direction's.
 _RIDGE = 0.1
 #: Synthetic images that a layer is fitted to: fewer where they are large.
 IMAGES, PIXELS, FEWEST_IMAGES = 1000, 1 << 22, 32
+
+
+def check_fitted_to(value: str) -> None:
+    """Refuse what is not :data:`FittedTo`.
+
+    Raises:
+        ConfigError: names what there is.
+    """
+    if value not in FITTED_TO:
+        raise ConfigError(f"fitted_to={value!r}: expected one of {', '.join(FITTED_TO)}")
+
+
+def facts() -> tuple[dict[str, Any], dict[str, str]]:
+    """What a layer depends on beside its settings, for a fingerprint: preprocessing, and the version of this code, raised with every change of it."""
+    images = [FEWEST_IMAGES, IMAGES, PIXELS]
+    return {"contrast": MAP_CONTRAST, "images": images, "patches": MAP_PATCHES}, {"algorithm": str(_ALGORITHM)}
 
 
 def images_to_fit(source: str, image_shape: tuple[int, int, int], *, seed: int, to: FittedTo) -> tuple[Tensor, ...]:

@@ -17,18 +17,8 @@ from torch import Tensor
 
 from scatterdp.errors import ConfigError
 from scatterdp.extractors.base import Extractor, blocks_of, check_images, fingerprint
-from scatterdp.extractors.map_layer import (
-    ALGORITHM,
-    FEWEST_IMAGES,
-    FITTED_TO,
-    IMAGES,
-    PIXELS,
-    FittedTo,
-    MapLayer,
-    Views,
-    images_to_fit,
-)
-from scatterdp.extractors.patch_filters import MAP_CONTRAST, MAP_PATCHES, SOURCES
+from scatterdp.extractors.map_layer import FittedTo, MapLayer, Views, check_fitted_to, facts, images_to_fit
+from scatterdp.extractors.patch_filters import MAP_PATCHES, SOURCES
 from scatterdp.extractors.patch_layer import check_patch, layer_channels
 from scatterdp.extractors.patches import MULTIPLE
 from scatterdp.extractors.pooling import grid_pooling
@@ -79,8 +69,7 @@ class MapPatchesConfig:
                 raise ConfigError(f"{name}={value!r}: expected a number from {least:g} to {most:g}")
         if self.source not in SOURCES:
             raise ConfigError(f"source={self.source!r}: expected one of {', '.join(SOURCES)}")
-        if self.fitted_to not in FITTED_TO:
-            raise ConfigError(f"fitted_to={self.fitted_to!r}: expected one of {', '.join(FITTED_TO)}")
+        check_fitted_to(self.fitted_to)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,17 +106,13 @@ class MapPatches:
         self.extractor, self.input_shape = extractor, extractor.input_shape
         self.output_shape = (layer_channels(config.patches, "soft"), down, across)
         self.config = _WrappedConfig(extractor=extractor.name, config=extractor.config, layer=config)
+        preprocessing, versions = facts()
         self.fingerprint = fingerprint(
             type(self).__name__,
             _WrappedConfig(extractor=extractor.fingerprint, config=None, layer=config),
             self.input_shape,
-            preprocessing={
-                "contrast": MAP_CONTRAST,
-                "images": [FEWEST_IMAGES, IMAGES, PIXELS],
-                "patches": MAP_PATCHES,
-                "variance": _LEAST_VARIANCE,
-            },
-            versions={"algorithm": str(ALGORITHM)},
+            preprocessing={**preprocessing, "variance": _LEAST_VARIANCE},
+            versions=versions,
         )
         self._device = torch.device("cpu")
 

@@ -1,7 +1,7 @@
 r"""A linear layer on preconditioned inputs: ``W A x + b`` with a fixed symmetric A.
 
-It computes :math:`(W A) x`, so that neither the inputs nor the gradient that goes back to them are multiplied by A, example by example. The
-gradient at W is that of a linear layer on A x.
+It computes :math:`(W A) x`, so that forward and backward pass multiply W by A, not every example. The gradient at W is that of a linear layer on A x,
+which is what per-example norms and sums are taken of.
 """
 
 from __future__ import annotations
