@@ -48,6 +48,7 @@ from scatterdp.training.preconditioning import check_directions
 from scatterdp.training.result import FitResult
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH
 from scatterdp.training.streaming import default_budget, matrix_bytes
+from scatterdp.training.synthetic_views import cached
 from scatterdp.training.validation import TrainingSubset, held_out_rows
 from scatterdp.writing import make_folder, write_whole
 
@@ -126,15 +127,17 @@ def run(config: BaselinesConfig, *, wait_for_features: float = 0.0) -> RunFolder
     announce(config, plan)
 
     begin = time.monotonic()
-    with extract_features(
-        dataset,
-        extractor,
-        features_dir=config.features_dir,
-        dtype=config.feature_dtype,
-        progress=ranks.rank == 0,
-        lock_timeout=wait_for_features,
-        ranks=ranks,
-    ) as features:
+    how = {
+        "features_dir": config.features_dir,
+        "dtype": config.feature_dtype,
+        "progress": ranks.rank == 0,
+        "lock_timeout": wait_for_features,
+        "ranks": ranks,
+    }
+    with (
+        extract_features(dataset, extractor, **how) as features,
+        cached(extractor, **how) if _starts_from_synthetic(config, plan, folder) else nullcontext() as synthetic,
+    ):
         seconds_extract = time.monotonic() - begin
         say(f"features: cached in {config.features_dir}")
         return train_and_record(
@@ -149,9 +152,16 @@ def run(config: BaselinesConfig, *, wait_for_features: float = 0.0) -> RunFolder
             augmented_images=(dataset.x_train if held_out is None else dataset.x_train[trained])
             if config.augment
             else None,
+            synthetic=synthetic,
             assumptions=[_OF_TINY_IMAGES] if isinstance(config, TinyImagesConfig) else [],
             **({} if held_out is None else {"validation": TrainingSubset(features, np.flatnonzero(held_out))}),
         )
+
+
+def _starts_from_synthetic(config: BaselinesConfig, plan: TrainingPlan, folder: RunFolder | None) -> bool:
+    """Whether a run needs features of synthetic images: not where its checkpoint has what came of them."""
+    begun = folder is not None and folder.has_begun
+    return config.optim != "LR" and not begun and (plan.precondition > 0 or plan.head == "patch_cnn")
 
 
 _OF_TINY_IMAGES = (
@@ -281,7 +291,7 @@ def train_and_record(
         device: where to train.
         seconds_extract: that the features took, for the record.
         published_data: see :func:`scatterdp.training.fit.fit`, as for
-        further: ``augmented_images``, ``statistics``, ``assumptions``, ``validation``.
+        further: ``augmented_images``, ``statistics``, ``synthetic``, ``assumptions``, ``validation``.
 
     Returns:
         The finished run's folder.

@@ -40,6 +40,7 @@ from scatterdp.training.preconditioning import OF_CHANNELS, folded, synthetic_pr
 from scatterdp.training.result import FitResult, certify
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, AugmentedRows, LabelledRows, Rows
 from scatterdp.training.synthetic_start import start_from_synthetic
+from scatterdp.training.synthetic_views import SyntheticFeatures
 from scatterdp.training.unclipped import unclipped_sum
 from scatterdp.training.validation import TrainingSubset, validation_accuracy
 
@@ -81,6 +82,7 @@ def fit(
     assumptions: Sequence[str] = (),
     memory_budget: int | None = None,
     validation: Features | None = None,
+    synthetic: SyntheticFeatures | None = None,
     network: Network | None = None,
     rows_of: RowsOf | None = None,
     resume: Checkpoint | None = None,
@@ -111,6 +113,7 @@ def fit(
             result. None: half of what is free.
         validation: features whose training split are private examples that ``features`` lack (:mod:`scatterdp.training.validation`): the accuracy on
             them is computed once, after the last step.
+        synthetic: features of synthetic images by the same extractor, for plans and heads that need them; None: computed when needed.
         network: what is trained, in place of the one that ``plan.head`` names.
         rows_of: where the rows come from, for features that are not read into memory: the plan's normaliser is then ``none``, and there is one process.
         resume: continue from here; its key replaces ``key``.
@@ -141,6 +144,9 @@ def fit(
     check_same(processes, here, "the processes have different data, settings or versions; give all of them the same")
     resume = processes.share(resume)
     _check_belonging(features, plan, extractor, augmented_images, validation)
+    synthetic = synthetic or SyntheticFeatures(extractor)
+    if synthetic.extractor.fingerprint != extractor.fingerprint:
+        raise UserError(f"synthetic: not the features of {extractor.name} with this configuration")
     if resume is not None and resume.context != here:
         raise UserError(
             "resume: data, settings, device or versions are not those that the run began with; its noise must not be used "
@@ -154,7 +160,9 @@ def fit(
     if resume is None:
         shared: RandomKey = processes.share(key or RandomKey.from_system())
         key = shared.bound_to(here)
-        normalizer, entries = _released(features, plan, extractor, key, statistics, processes)
+        normalizer, entries = _released(features, plan, synthetic, key, statistics, processes)
+        # Other normalised features have other gradients, which must not meet the same noise; so do other first weights, below.
+        key = key.bound_to(weights_digest(normalizer))
         ledger = Ledger(entries)
     else:
         key = resume.key
@@ -163,9 +171,8 @@ def fit(
     classifier = _first_classifier(features, plan, key, processes, network)
     if isinstance(classifier, PatchCNN) and resume is None:
         if processes.rank == 0:
-            start_from_synthetic(classifier, extractor, normalizer)
+            start_from_synthetic(classifier, synthetic, normalizer)
         classifier.load_state_dict(processes.share(classifier.state_dict()))
-        # Other first weights have other gradients, which must not meet the same noise.
         key = key.bound_to(weights_digest(classifier))
     if network is not None:
         network.prepare(classifier)
@@ -353,18 +360,18 @@ class _Epochs:
 def _released(
     features: Features,
     plan: TrainingPlan,
-    extractor: Extractor,
+    synthetic: SyntheticFeatures,
     key: RandomKey,
     statistics: PublicStatistics | None,
     processes: Processes,
 ) -> tuple[nn.Module, list[LedgerEntry]]:
     """The normaliser with its preconditioner, and what it cost."""
     normalizer, entries = release_normalizer(
-        features, plan, extractor=extractor, key=key, statistics=statistics, processes=processes
+        features, plan, extractor=synthetic.extractor, key=key, statistics=statistics, processes=processes
     )
     if plan.precondition and processes.rank == 0:
         scale = synthetic_precondition(
-            extractor,
+            synthetic,
             normalizer,
             directions=plan.precondition,
             power=plan.precondition_power,

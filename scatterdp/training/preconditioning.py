@@ -21,23 +21,20 @@ from torch import Tensor
 
 from scatterdp.errors import ConfigError
 from scatterdp.extractors.base import Extractor
-from scatterdp.extractors.synthetic import dead_leaves, photographic_leaves, random_views, wavelet_marginals
 from scatterdp.heads import Precondition
+from scatterdp.training import synthetic_views
+from scatterdp.training.synthetic_views import SyntheticFeatures
 
 #: How networks' features are preconditioned. Raised with every change, it goes into what keys are bound to: other features under the old noise would give it away.
 OF_CHANNELS = 2
 
-NUM_IMAGES = 4000
-PAIRS = 2  # of views of an image
-_BATCH = 128
 _SPARE = 100  # directions beyond the last, so that the last is exact too
-_SAMPLE = 200  # images whose features' length is kept
 _SEED = 77
 
 
 @torch.no_grad()
 def synthetic_precondition(
-    extractor: Extractor,
+    synthetic: SyntheticFeatures,
     normalizer: Callable[[Tensor], Tensor],
     *,
     directions: int,
@@ -47,7 +44,7 @@ def synthetic_precondition(
     """The preconditioner for normalised features.
 
     Args:
-        extractor: pushes synthetic images through.
+        synthetic: features of views of synthetic images.
         normalizer: what is applied to features first.
         directions: k.
         power: γ; 0 changes nothing, 1 makes views differ equally along the k directions.
@@ -57,8 +54,9 @@ def synthetic_precondition(
     Raises:
         ConfigError: more directions than features or synthetic images have.
     """
+    extractor = synthetic.extractor
     most = check_directions(directions, extractor, of_channels=of_channels)
-    differences = _differences(extractor, normalizer)
+    differences = _differences(synthetic, normalizer)
     if of_channels:
         values, vectors = _principal_channels(differences, extractor.output_shape[0])
     else:
@@ -70,7 +68,7 @@ def synthetic_precondition(
     values = values[:directions].clamp(min=1e-6 * values[0])
     scale = Precondition(vectors[:, :directions].contiguous(), (values[-1] / values) ** power)
     if of_channels:
-        features = normalizer(extractor(images_for(extractor)[:: NUM_IMAGES // _SAMPLE]).cpu()).flatten(1)
+        features = torch.cat([normalizer(rows).flatten(1) for rows in synthetic.sample()])
         scale.gain = features.norm() / scale(features).norm()
     return scale
 
@@ -86,7 +84,7 @@ def check_directions(directions: int, extractor: Extractor, *, of_channels: bool
         what = f"a network on {most} channels"
     else:
         size = int(np.prod(extractor.output_shape))
-        most = min(NUM_IMAGES // 2, size)
+        most = min(synthetic_views.NUM_IMAGES // 2, size)
         what = f"{size} features"
     if directions > most:
         raise ConfigError(f"precondition={directions}: expected at most {most} directions for {what}")
@@ -108,21 +106,7 @@ def _principal_channels(differences: Iterable[Tensor], channels: int) -> tuple[T
     return squares.clamp(min=0).sqrt().flip(0).float(), vectors.flip(1).float()
 
 
-def _differences(extractor: Extractor, normalizer: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
-    """``(b, D)`` each, PAIRS·n rows in all: features of one view of an image minus those of another."""
-    for number, batch in enumerate(images_for(extractor).split(_BATCH)):
-        for pair in range(PAIRS):
-            seed = 2 * (PAIRS * number + pair)
-            one, other = (normalizer(extractor(random_views(batch, seed=seed + i)).cpu()).flatten(1) for i in range(2))
-            yield one.sub_(other)
-
-
-def images_for(extractor: Extractor) -> Tensor:
-    """Synthetic images that an extractor takes: half dead leaves in photographs' colours, a quarter in any, a quarter sparse wavelets."""
-    shape, quarter = extractor.input_shape, NUM_IMAGES // 4
-    images = [
-        photographic_leaves(2 * quarter, shape, seed=_SEED),
-        dead_leaves(quarter, shape, seed=_SEED + 1),
-        wavelet_marginals(quarter, shape, seed=_SEED + 2),
-    ]
-    return torch.from_numpy(np.concatenate(images))
+def _differences(synthetic: SyntheticFeatures, normalizer: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+    """``(b, D)`` each: features of one view of an image minus those of another."""
+    for one, other in synthetic.pairs():
+        yield normalizer(one).flatten(1) - normalizer(other).flatten(1)

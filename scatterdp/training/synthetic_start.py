@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from scatterdp.extractors.base import Extractor
 from scatterdp.extractors.map_layer import fitted_components, fitted_filters, views_to_fit
 from scatterdp.heads.patch_cnn import PatchCNN
-from scatterdp.training.preconditioning import images_for, synthetic_precondition
+from scatterdp.training.preconditioning import synthetic_precondition
+from scatterdp.training.synthetic_views import SyntheticFeatures, images_for
 
 WHITENING = 0.3  # added to the eigenvalues of the covariance that is whitened
 NUM_IMAGES = 1000
@@ -18,16 +18,16 @@ _SEED = 0
 
 
 @torch.no_grad()
-def start_from_synthetic(network: PatchCNN, extractor: Extractor, normalizer: nn.Module) -> None:
+def start_from_synthetic(network: PatchCNN, synthetic: SyntheticFeatures, normalizer: nn.Module) -> None:
     """Fill a network's buffers and its convolution's weights, in place.
 
     Args:
         network: on the CPU.
-        extractor: pushes synthetic images through.
+        synthetic: features of views of synthetic images; its extractor pushes more of them through.
         normalizer: what is applied to features before the network, on the CPU.
     """
-    images = images_for(extractor)
-    images = images[:: max(1, len(images) // NUM_IMAGES)]
+    extractor = synthetic.extractor
+    images = images_for(extractor.input_shape, NUM_IMAGES)
     views = tuple(
         torch.cat([normalizer(extractor(batch).cpu()) for batch in view.split(_BATCH)]).flatten(2)
         for view in views_to_fit(images, seed=_SEED)
@@ -56,7 +56,7 @@ def start_from_synthetic(network: PatchCNN, extractor: Extractor, normalizer: nn
     network.pooled_scale.copy_((pooled.var((0, 2, 3)) + 1e-6).rsqrt()[:, None, None])
     precondition = network.linear.precondition
     scale = synthetic_precondition(
-        extractor,
+        synthetic,
         lambda maps: network.features(normalizer(maps)),
         directions=len(precondition.factors),
         power=1.0,

@@ -20,11 +20,12 @@ from scatterdp.extractors.base import Extractor
 from scatterdp.heads import Precondition
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training import fit as fit_module
-from scatterdp.training import preconditioning
+from scatterdp.training import preconditioning, synthetic_views
 from scatterdp.training.checkpoint import Checkpoint
 from scatterdp.training.fit import fit
 from scatterdp.training.plan import TrainingPlan
 from scatterdp.training.preconditioning import folded, synthetic_precondition
+from scatterdp.training.synthetic_views import PAIRS, SyntheticFeatures, images_for
 
 PLAN = TrainingPlan(num_examples=60, batch_size=20, epochs=4, lr=1.0, noise_multiplier=0.5, input_norm="BN",
                     precondition=5, precondition_power=0.5)  # fmt: skip
@@ -32,7 +33,7 @@ PLAN = TrainingPlan(num_examples=60, batch_size=20, epochs=4, lr=1.0, noise_mult
 
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch):
-    monkeypatch.setattr(preconditioning, "NUM_IMAGES", 200)
+    monkeypatch.setattr(synthetic_views, "NUM_IMAGES", 200)
 
 
 def test_directions_are_scaled_and_the_rest_stays():
@@ -52,8 +53,8 @@ def test_directions_are_scaled_and_the_rest_stays():
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 def test_views_come_to_differ_by_what_the_power_says(small_extractor: Extractor, power):
-    scale = synthetic_precondition(small_extractor, nn.Identity(), directions=4, power=power)
-    differences = torch.cat(list(preconditioning._differences(small_extractor, nn.Identity())))
+    scale = synthetic_precondition(SyntheticFeatures(small_extractor), nn.Identity(), directions=4, power=power)
+    differences = torch.cat(list(preconditioning._differences(SyntheticFeatures(small_extractor), nn.Identity())))
     before, after = (torch.linalg.svdvals(x) for x in (differences, scale(differences)))
     expected = torch.cat([before[:4] * (before[3] / before[:4]) ** power, before[4:]])
     torch.testing.assert_close(after, expected.sort(descending=True).values, rtol=2e-3, atol=1e-3 * before[0].item())
@@ -61,10 +62,12 @@ def test_views_come_to_differ_by_what_the_power_says(small_extractor: Extractor,
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 def test_channels_of_views_come_to_differ_by_what_the_power_says(small_extractor: Extractor, power):
-    scale = synthetic_precondition(small_extractor, nn.Identity(), directions=4, power=power, of_channels=True)
+    scale = synthetic_precondition(
+        SyntheticFeatures(small_extractor), nn.Identity(), directions=4, power=power, of_channels=True
+    )
     channels = small_extractor.output_shape[0]
     assert scale.directions.shape == (channels, 4)
-    differences = torch.cat(list(preconditioning._differences(small_extractor, nn.Identity())))
+    differences = torch.cat(list(preconditioning._differences(SyntheticFeatures(small_extractor), nn.Identity())))
     places = [x.unflatten(1, (channels, -1)).movedim(1, 2).flatten(0, 1) for x in (differences, scale(differences))]
     before, after = (torch.linalg.svdvals(x) for x in places)
     expected = torch.cat([before[:4] * (before[3] / before[:4]) ** power, before[4:]]) * scale.gain
@@ -72,7 +75,9 @@ def test_channels_of_views_come_to_differ_by_what_the_power_says(small_extractor
 
 
 def test_every_place_is_scaled_alike(small_extractor: Extractor):
-    scale = synthetic_precondition(small_extractor, nn.Identity(), directions=4, power=1.0, of_channels=True)
+    scale = synthetic_precondition(
+        SyntheticFeatures(small_extractor), nn.Identity(), directions=4, power=1.0, of_channels=True
+    )
     channels = small_extractor.output_shape[0]
     x = torch.randn(3, channels, 2, 2)
     places = torch.stack([scale(x[:, :, i : i + 1, j : j + 1]) for i in range(2) for j in range(2)], 2)
@@ -81,8 +86,10 @@ def test_every_place_is_scaled_alike(small_extractor: Extractor):
 
 
 def test_lengths_are_kept_for_networks(small_extractor: Extractor):
-    scale = synthetic_precondition(small_extractor, nn.Identity(), directions=4, power=1.0, of_channels=True)
-    features = small_extractor(preconditioning.images_for(small_extractor)).flatten(1)
+    scale = synthetic_precondition(
+        SyntheticFeatures(small_extractor), nn.Identity(), directions=4, power=1.0, of_channels=True
+    )
+    features = small_extractor(images_for(small_extractor.input_shape, 200)).flatten(1)
     assert (scale(features) / scale.gain).norm() < 0.98 * features.norm()
     assert scale(features).norm().item() == pytest.approx(features.norm().item(), rel=0.05)
 
@@ -92,23 +99,25 @@ def test_more_directions_than_channels_are_refused(small_extractor: Extractor):
     with pytest.raises(
         ConfigError, match=f"precondition={channels + 1}: expected at most {channels} directions for a network on"
     ):
-        synthetic_precondition(small_extractor, nn.Identity(), directions=channels + 1, power=1.0, of_channels=True)
+        synthetic_precondition(
+            SyntheticFeatures(small_extractor), nn.Identity(), directions=channels + 1, power=1.0, of_channels=True
+        )
 
 
 def test_differences_are_between_views_of_the_same_image(small_extractor: Extractor):
-    images = preconditioning.images_for(small_extractor)
+    images = images_for(small_extractor.input_shape, 200)
     features = small_extractor(images).flatten(1)
     strangers = (features[: len(images) // 2] - features[len(images) // 2 :]).square().sum(1).mean()
-    differences = torch.cat(list(preconditioning._differences(small_extractor, nn.Identity())))
-    assert differences.shape == (preconditioning.PAIRS * len(images), features.shape[1])
+    differences = torch.cat(list(preconditioning._differences(SyntheticFeatures(small_extractor), nn.Identity())))
+    assert differences.shape == (PAIRS * len(images), features.shape[1])
     assert 0 < differences.square().sum(1).mean() < 0.85 * strangers
 
 
 def test_it_depends_on_no_data_and_not_on_the_process_random_state(small_extractor: Extractor):
-    first = synthetic_precondition(small_extractor, nn.Identity(), directions=4, power=0.5)
+    first = synthetic_precondition(SyntheticFeatures(small_extractor), nn.Identity(), directions=4, power=0.5)
     torch.manual_seed(123)
     state = torch.get_rng_state()
-    again = synthetic_precondition(small_extractor, nn.Identity(), directions=4, power=0.5)
+    again = synthetic_precondition(SyntheticFeatures(small_extractor), nn.Identity(), directions=4, power=0.5)
     assert torch.equal(first.directions, again.directions)
     assert torch.equal(torch.get_rng_state(), state)
 

@@ -16,11 +16,12 @@ from scatterdp.extractors.patch_filters import make_map_filters
 from scatterdp.heads import PatchCNN, Standardize, patch_cnn
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training import fit as fit_module
-from scatterdp.training import preconditioning
+from scatterdp.training import preconditioning, synthetic_start, synthetic_views
 from scatterdp.training.checkpoint import Checkpoint
 from scatterdp.training.fit import fit
 from scatterdp.training.plan import TrainingPlan
 from scatterdp.training.synthetic_start import WHITENING, start_from_synthetic
+from scatterdp.training.synthetic_views import SyntheticFeatures, images_for
 
 PLAN = TrainingPlan(
     num_examples=60, batch_size=20, epochs=4, lr=1.0, noise_multiplier=0.5, input_norm="BN", head="patch_cnn", engine="mixed_ghost"
@@ -29,7 +30,8 @@ PLAN = TrainingPlan(
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preconditioning, "NUM_IMAGES", 200)
+    monkeypatch.setattr(synthetic_views, "NUM_IMAGES", 200)
+    monkeypatch.setattr(synthetic_start, "NUM_IMAGES", 200)
     for name, value in (("FILTERS", 16), ("COMPONENTS", 4), ("DIRECTIONS", 6)):
         monkeypatch.setattr(patch_cnn, name, value)
 
@@ -39,13 +41,13 @@ NORMALIZER = Standardize(torch.linspace(0, 0.2, 6), torch.linspace(4, 9, 6))
 
 def started(extractor: Extractor) -> PatchCNN:
     network = PatchCNN(extractor.output_shape, 3)
-    start_from_synthetic(network, extractor, NORMALIZER)
+    start_from_synthetic(network, SyntheticFeatures(extractor), NORMALIZER)
     return network
 
 
 def test_filters_are_whitened_patches_of_synthetic_maps(small_extractor):
     network = started(small_extractor)
-    images = preconditioning.images_for(small_extractor)
+    images = images_for(small_extractor.input_shape, 200)
     views = [NORMALIZER(small_extractor(view)).flatten(2) for view in views_to_fit(images, seed=0)]
     components = fitted_components([tuple(views)], 4)
     torch.testing.assert_close(network.vectors, components.vectors)
@@ -64,14 +66,18 @@ def test_filters_are_whitened_patches_of_synthetic_maps(small_extractor):
 @torch.no_grad()
 def test_averages_are_standardised_and_views_made_to_differ_alike(small_extractor):
     network = started(small_extractor)
-    view, _ = views_to_fit(preconditioning.images_for(small_extractor), seed=0)
+    view, _ = views_to_fit(images_for(small_extractor.input_shape, 200), seed=0)
     maps = NORMALIZER(small_extractor(view))
     pooled = (network.pooled(maps.flatten(1)) - network.pooled_mean) * network.pooled_scale
     torch.testing.assert_close(pooled.mean((0, 2, 3)), torch.zeros(32), rtol=0, atol=1e-4)
     torch.testing.assert_close(pooled.var((0, 2, 3)), torch.ones(32), rtol=1e-3, atol=0)
 
     differences = torch.cat(
-        list(preconditioning._differences(small_extractor, lambda maps: network.features(NORMALIZER(maps))))
+        list(
+            preconditioning._differences(
+                SyntheticFeatures(small_extractor), lambda maps: network.features(NORMALIZER(maps))
+            )
+        )
     )
     lengths = (network.linear.precondition(differences) @ network.linear.precondition.directions).norm(dim=0)
     torch.testing.assert_close(lengths, lengths[-1:].expand(6), rtol=1e-2, atol=0)
@@ -98,7 +104,7 @@ def test_a_run_starts_there_and_a_resumed_one_keeps_it(small_features, small_ext
     weights = whole.head.state_dict()
     start = PatchCNN(small_extractor.output_shape, 3)
     normalizer = Standardize(weights["normalizer.mean"], weights["normalizer.scale"])
-    start_from_synthetic(start, small_extractor, normalizer)
+    start_from_synthetic(start, SyntheticFeatures(small_extractor), normalizer)
     moved = {
         name for name, value in start.state_dict().items() if not torch.equal(value, weights[f"classifier.{name}"])
     }
