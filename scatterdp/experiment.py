@@ -48,7 +48,7 @@ from scatterdp.training.preconditioning import check_directions
 from scatterdp.training.result import FitResult
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH
 from scatterdp.training.streaming import default_budget, matrix_bytes
-from scatterdp.training.synthetic_views import cached
+from scatterdp.training.synthetic_views import SyntheticFeatures
 from scatterdp.training.validation import TrainingSubset, held_out_rows
 from scatterdp.writing import make_folder, write_whole
 
@@ -136,7 +136,9 @@ def run(config: BaselinesConfig, *, wait_for_features: float = 0.0) -> RunFolder
     }
     with (
         extract_features(dataset, extractor, **how) as features,
-        cached(extractor, **how) if _starts_from_synthetic(config, plan, folder) else nullcontext() as synthetic,
+        SyntheticFeatures(extractor).cached(**how)
+        if _starts_from_synthetic(config, plan, folder)
+        else nullcontext() as synthetic,
     ):
         seconds_extract = time.monotonic() - begin
         say(f"features: cached in {config.features_dir}")

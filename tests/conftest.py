@@ -19,7 +19,7 @@ import torch
 import scatterdp
 from scatterdp import baselines
 from scatterdp.cache import FeatureCache, extract_features
-from scatterdp.datasets import Dataset, load_dataset
+from scatterdp.datasets import Dataset, load_dataset, store
 from scatterdp.extractors import make_extractor
 from scatterdp.extractors.base import Extractor, fingerprint
 from scatterdp.privacy import accounting
@@ -126,6 +126,19 @@ class Textures:
 
     def to(self, device: torch.device | str) -> Self:
         return self
+
+
+@pytest.fixture
+def no_data_in_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No data folder in reach and every way to a data set closed; nothing may be left in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SCATTERDP_DATA", str(tmp_path / "nothing"))
+    monkeypatch.setattr("builtins.open", lambda *arguments, **options: pytest.fail(f"opened {arguments[0]}"))
+    monkeypatch.setattr(np, "load", lambda *arguments, **options: pytest.fail(f"loaded {arguments[0]}"))
+    for asked in [each for each in dir(store) if callable(getattr(store, each)) and not each.startswith("_")]:
+        monkeypatch.setattr(store, asked, lambda *arguments, **options: pytest.fail("a data set was asked for"))
+    yield
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="session")

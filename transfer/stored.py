@@ -125,6 +125,10 @@ class NpyFeatures:
                 digest.update(block.tobytes())
         return digest.hexdigest()
 
+    def content_digest(self) -> str:
+        """The data set's fingerprint, which is of these features."""
+        return self.dataset_fingerprint
+
     def num_rows(self, split: Split) -> int:
         """N of a split."""
         return len(self._arrays[split])

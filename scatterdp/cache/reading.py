@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -48,6 +49,8 @@ class Features(Protocol):
 
     @property
     def dtype(self) -> str: ...
+
+    def content_digest(self) -> str: ...
 
     def num_rows(self, split: Split) -> int: ...
 
@@ -175,6 +178,13 @@ class FeatureCache:
         if split not in SPLITS:
             raise ConfigError(f"split={split!r}: expected 'train' or 'test'")
         return self._file[split]
+
+    def content_digest(self) -> str:
+        """SHA-256 of the stored digests of all chunks: other features, if only by their rounding, have another one."""
+        digest = hashlib.sha256()
+        for split in SPLITS:
+            digest.update(self._read(split, "chunk_xxh3_128", slice(None)).tobytes())
+        return digest.hexdigest()
 
     def num_rows(self, split: Split) -> int:
         """N, the number of examples of a split."""

@@ -20,7 +20,7 @@ from scatterdp.errors import UserError
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.writing import whole_file
 
-SCHEMA = 6
+SCHEMA = 7
 _DIGEST_BYTES = 32
 
 
@@ -41,6 +41,7 @@ class Checkpoint:
         released: epochs whose metrics have left the run. More than there are rows in ``metrics``: steps beyond this checkpoint have been
             released, and only the very same computation may do them again.
         threads: of torch, in each process: they too decide in which order numbers are added.
+        processors: what torch computes with, in each process (``AVX2``, ``AVX512``): so does this.
     """
 
     key: RandomKey
@@ -53,6 +54,7 @@ class Checkpoint:
     history: tuple[tuple[int, int], ...]
     released: int
     threads: tuple[int, ...]
+    processors: tuple[str, ...]
 
     def save(self, path: Path) -> None:
         """Write atomically, readable by the owner only."""
@@ -80,19 +82,25 @@ class Checkpoint:
             )
         return (*self.history, (self.training["step"], processes))
 
-    def check_threads(self, threads: tuple[int, ...]) -> None:
-        """Let the same number of processes go on from here with so many threads each.
+    def check_rounding(self, threads: tuple[int, ...], processors: tuple[str, ...]) -> None:
+        """Let the same number of processes go on from here with so many threads each, on such processors.
 
         Raises:
-            UserError: other numbers than before would release steps a second time under the same noise, rounded in another way: the difference of the
+            UserError: others than before would release steps a second time under the same noise, rounded in another way: the difference of the
                 two has no noise.
         """
-        if len(threads) == len(self.threads) and threads != self.threads and self.released > len(self.metrics):
-            raise UserError(
-                f"resume: a run with {_told(self.threads)} threads has shown epoch {self.released} and its last checkpoint is of epoch "
-                f"{len(self.metrics)}; with {_told(threads)} what is between them would come out rounded in another way under the same noise, "
-                f"go on with OMP_NUM_THREADS={_told(self.threads)}"
-            )
+        if len(threads) != len(self.threads) or self.released <= len(self.metrics):
+            return
+        for what, before, now, remedy in (
+            ("threads", self.threads, threads, f"go on with OMP_NUM_THREADS={_told(self.threads)}"),
+            ("instructions", self.processors, processors, f"go on where there are {_told(self.processors)}"),
+        ):
+            if now != before:
+                raise UserError(
+                    f"resume: a run with {_told(before)} {what} has shown epoch {self.released} and its last checkpoint is of epoch "
+                    f"{len(self.metrics)}; with {_told(now)} what is between them would come out rounded in another way under the same noise, "
+                    f"{remedy}"
+                )
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
@@ -134,5 +142,5 @@ class Checkpoint:
             ) from error
 
 
-def _told(threads: tuple[int, ...]) -> str:
-    return ", ".join(map(str, dict.fromkeys(threads)))
+def _told(values: tuple[int, ...] | tuple[str, ...]) -> str:
+    return ", ".join(map(str, dict.fromkeys(values)))

@@ -24,9 +24,9 @@ machines and a network that are as trusted as a single machine would be. Rank 0 
 
 **Another number of processes.** K changes the order in which floating-point numbers are added. A step that is done twice, with the same noise and
 different rounding, would give away the exact difference of the rounding errors. Hence the noise of gradients is drawn from a key bound to K
-(for K = 1 the run's own); batches, first weights and statistics, which are the same to the bit for every K, are not. And a run
+(for K = 1 the run's own); batches, first weights and statistics, which are the same to the bit for every K (a preconditioner: for every K with equal threads), are not. And a run
 goes on with another K only if nothing has been released beyond its checkpoint: such steps would be released a second time, with
-independent noise, for which the ledger has no entry. Two runs of one seed and different K, which a certificate warns of, have their batches in common: their
+independent noise, for which the ledger has no entry. Two runs of one seed and different K, which a certificate warns of, have their batches in common in that case: their
 ledgers do not compose as those of independent samples do.
 
 **A process that dies** (or a machine that is gone) closes its connections: the others stop with a sentence, ``torchrun`` ends them all, and

@@ -144,7 +144,8 @@ def fit(
     check_same(processes, here, "the processes have different data, settings or versions; give all of them the same")
     resume = processes.share(resume)
     _check_belonging(features, plan, extractor, augmented_images, validation)
-    synthetic = synthetic or SyntheticFeatures(extractor)
+    if synthetic is None:
+        synthetic = SyntheticFeatures(extractor)
     if synthetic.extractor.fingerprint != extractor.fingerprint:
         raise UserError(f"synthetic: not the features of {extractor.name} with this configuration")
     if resume is not None and resume.context != here:
@@ -153,15 +154,16 @@ def fit(
             "for anything else: restore them, or start a new run"
         )
     threads = tuple(processes.gather(torch.get_num_threads()))
+    processors = tuple(processes.gather(torch.backends.cpu.get_cpu_capability()))
     if resume is not None:
-        resume.check_threads(threads)
+        resume.check_rounding(threads, processors)
     history = ((0, processes.size),) if resume is None else resume.history_with(processes.size)
     begin = time.monotonic() - (resume.seconds if resume else 0.0)
     if resume is None:
         shared: RandomKey = processes.share(key or RandomKey.from_system())
         key = shared.bound_to(here)
         normalizer, entries = _released(features, plan, synthetic, key, statistics, processes)
-        # Other normalised features have other gradients, which must not meet the same noise; so do other first weights, below.
+        # Another preconditioner gives other gradients, which must not meet the same noise; so do other first weights, below.
         key = key.bound_to(weights_digest(normalizer))
         ledger = Ledger(entries)
     else:
@@ -224,6 +226,7 @@ def fit(
             history=history,
             released=max(len(metrics), resume.released if resume else 0),
             threads=threads,
+            processors=processors,
         )
 
     def save(metrics: list[dict[str, Any]]) -> None:
@@ -477,10 +480,10 @@ def context(
     network: Network | None = None,
 ) -> str:
     """Everything that decides a run's numbers beside its key, rounding included; but for the number of processes, which
-    :mod:`scatterdp.training.distributed` sees to, and of threads, which the checkpoint does.
+    :mod:`scatterdp.training.distributed` sees to, and of threads and processors, which the checkpoint does.
     """
     versions = {name: version(name) for name in ("scatterdp", "torch", "numpy", "scipy")}
-    data = (features.dataset_fingerprint, features.extractor_fingerprint, features.dtype)
+    data = (features.dataset_fingerprint, features.extractor_fingerprint, features.dtype, features.content_digest())
     given = () if statistics is None else (statistics.digest(),)
     given += () if network is None else (network.description,)
     given += (SUMS,) if plan.head != "linear" else ()

@@ -18,6 +18,7 @@ from scatterdp.privacy.ledger import Ledger
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.distributed import LIMITS, describe
 from scatterdp.training.plan import TrainingPlan
+from scatterdp.training.synthetic_views import NUM_IMAGES
 from scatterdp.training.validation import HELD_OUT_RULE, LIMITS_OF_HOLDING_OUT
 
 
@@ -107,6 +108,7 @@ def certify(
             "shape": list(features.output_shape),
             "dtype": features.dtype,
             "augmented": augmented,
+            **_from_synthetic_images(plan),
         },
         not_private=[
             "test_accuracy",
@@ -120,3 +122,19 @@ def certify(
         computation=describe(history, sampler=sampler["kind"]) if shared else None,
         more_limits=[*(LIMITS if shared else ()), *(() if num_validation is None else LIMITS_OF_HOLDING_OUT)],
     )
+
+
+def _from_synthetic_images(plan: TrainingPlan) -> dict[str, str]:
+    """What of a run came from synthetic images beside the extractor."""
+    parts = []
+    if plan.precondition:
+        parts.append(f"the preconditioner ({plan.precondition} directions, power {plan.precondition_power:g})")
+    if plan.head == "patch_cnn":
+        parts.append("the network's first weights and the parts of it that are not trained")
+    if not parts:
+        return {}
+    what = " and ".join(parts)
+    return {
+        "from_synthetic_images": f"{what}: from features of {NUM_IMAGES} synthetic images and views of them, which come from a fixed seed and no data set, "
+        "after the released normaliser"
+    }

@@ -67,6 +67,10 @@ class ImageFeatures:
     def images(self, split: Split) -> StreamedImages:
         return self.dataset.train if split == "train" else self.dataset.test
 
+    def content_digest(self) -> str:
+        """The data set's fingerprint, which is of the images; features are computed when they are asked for."""
+        return self.dataset_fingerprint
+
     def num_rows(self, split: Split) -> int:
         return len(self.images(split))
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scatterdp.cache import Features, Split, extract_features
+from scatterdp.cache import FeatureCache, Split, extract_features
 from scatterdp.datasets import Dataset
 from scatterdp.datasets.images import to_channels_first_float
 from scatterdp.extractors.base import Extractor
 from scatterdp.extractors.synthetic import dead_leaves, photographic_leaves, random_views, wavelet_marginals
+from scatterdp.ranks import Alone, Ranks
 
 NUM_IMAGES = 4000
 PAIRS = 2  # of views of an image
@@ -74,15 +75,33 @@ def _bytes(images: Tensor) -> np.ndarray:
 
 
 class SyntheticFeatures:
-    """An extractor's features of :func:`synthetic_views`.
+    """An extractor's features of :func:`synthetic_views`, computed each time that they are asked for; :meth:`cached` keeps them.
 
     Args:
-        extractor: computes them, each time that they are asked for.
-        cache: has them already; :func:`cached` makes it.
+        extractor: computes them.
     """
 
-    def __init__(self, extractor: Extractor, cache: Features | None = None) -> None:
-        self.extractor, self._cache = extractor, cache
+    def __init__(self, extractor: Extractor) -> None:
+        self.extractor = extractor
+        self._cache: FeatureCache | None = None
+
+    @contextmanager
+    def cached(self, *, ranks: Ranks | None = None, **how: Any) -> Iterator[Self]:
+        """These features from a cache, which is made where it is missing.
+
+        Args:
+            ranks: the processes that call this together.
+            how: as for :func:`scatterdp.cache.extract_features`, whose errors are raised.
+        """
+        ranks = ranks or Alone()
+        # Of several machines each might round images to other bytes.
+        views = ranks.share(self._views if ranks.rank == 0 else None)
+        with extract_features(views, self.extractor, ranks=ranks, **how) as cache:
+            self._cache = cache
+            try:
+                yield self
+            finally:
+                self._cache = None
 
     def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """``(b, K, h, w)`` float32 on the CPU, twice: of a view of each image, and of another view of the same images; PAIRS·NUM_IMAGES rows in all."""
@@ -106,15 +125,3 @@ class SyntheticFeatures:
         for start in range(0, len(images), _BATCH):
             batch = torch.from_numpy(to_channels_first_float(images[start : start + _BATCH]))
             yield self.extractor(batch).cpu()
-
-
-@contextmanager
-def cached(extractor: Extractor, **how: Any) -> Iterator[SyntheticFeatures]:
-    """The same from a cache, which is made where it is missing.
-
-    Args:
-        extractor: computes them.
-        how: as for :func:`scatterdp.cache.extract_features`, whose errors are raised.
-    """
-    with extract_features(synthetic_views(extractor.input_shape), extractor, **how) as cache:
-        yield SyntheticFeatures(extractor, cache)

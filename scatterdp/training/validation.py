@@ -126,6 +126,9 @@ class TrainingSubset:
     def dtype(self) -> str:
         return self.whole.dtype
 
+    def content_digest(self) -> str:
+        return self.whole.content_digest()
+
     def num_rows(self, split: Split) -> int:
         return len(self.rows) if split == "train" else self.whole.num_rows(split)
 

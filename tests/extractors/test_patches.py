@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from scatterdp.datasets import store
 from scatterdp.errors import ConfigError, UserError
 from scatterdp.extractors import make_extractor, patch_kernel
 from scatterdp.extractors.patch_filters import CONTRAST, SOURCES, make_patch_filters
@@ -159,18 +158,17 @@ def test_the_kernel_without_matrix_tiles(monkeypatch, tmp_path):
     torch.testing.assert_close(extractor(images).flatten(2), extractor.layer.without_kernel(images), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["patches", "deep_patches"])
-def test_filters_need_no_data_set(name, monkeypatch, tmp_path):
-    """Made with no data folder in reach and every way to a data set closed."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SCATTERDP_DATA", str(tmp_path / "nothing"))
-    monkeypatch.setattr("builtins.open", lambda *arguments, **options: pytest.fail(f"opened {arguments[0]}"))
-    monkeypatch.setattr(np, "load", lambda *arguments, **options: pytest.fail(f"loaded {arguments[0]}"))
-    for asked in [each for each in dir(store) if callable(getattr(store, each)) and not each.startswith("_")]:
-        monkeypatch.setattr(store, asked, lambda *arguments, **options: pytest.fail("a data set was asked for"))
-    extractor = make_extractor(name, (3, 8, 8), seed=41, patches=32, **{"size": 3} if name == "patches" else {})
+@pytest.mark.parametrize(
+    "specification",
+    [
+        "patches(patches=32, size=3, seed=41)",
+        "deep_patches(patches=32, seed=41)",
+        "map_patches(patches(patches=32, size=3, seed=41), patches=32)",
+    ],
+)
+def test_filters_need_no_data_set(specification, no_data_in_reach):
+    extractor = make_extractor(specification, (3, 8, 8))
     assert extractor(torch.from_numpy(images_of((3, 8, 8)))).std() > 0.01
-    assert not list(tmp_path.iterdir())
 
 
 def test_filters_depend_on_shape_and_configuration_only():

@@ -39,6 +39,7 @@ def make(key: RandomKey | None = None) -> Checkpoint:
         history=((0, 2), (5, 1)),
         released=2,
         threads=(4,),
+        processors=("AVX2",),
     )
 
 

@@ -127,6 +127,7 @@ class TestAnotherNumberOfProcesses:
             history=((0, 2), (6, 4)),
             released=released,
             threads=(1, 2),
+            processors=("AVX2", "AVX2"),
         )
 
     @pytest.mark.parametrize("released", [2, 3])
@@ -142,16 +143,21 @@ class TestAnotherNumberOfProcesses:
         ):
             self.checkpoint(released=3).history_with(2)
 
-    def test_other_threads_go_on_where_nothing_more_was_released(self):
-        self.checkpoint(released=2).check_threads((3, 3))
-        self.checkpoint(released=3).check_threads((1, 2))
-        self.checkpoint(released=3).check_threads(
-            (3,)
-        )  # another number of processes, another noise: history_with sees to that
+    def test_other_rounding_goes_on_where_nothing_more_was_released(self):
+        same = ("AVX2", "AVX2")
+        self.checkpoint(released=2).check_rounding((3, 3), ("AVX512", "AVX512"))
+        self.checkpoint(released=3).check_rounding((1, 2), same)
+        # Another number of processes has another noise: history_with sees to that.
+        self.checkpoint(released=3).check_rounding((3,), ("AVX512",))
         with pytest.raises(
             UserError, match=r"with 1, 2 threads has shown epoch 3 .* of epoch 2; with 3 what .* OMP_NUM_THREADS=1, 2"
         ):
-            self.checkpoint(released=3).check_threads((3, 3))
+            self.checkpoint(released=3).check_rounding((3, 3), same)
+        with pytest.raises(
+            UserError,
+            match=r"with AVX2 instructions has shown epoch 3 .* with AVX2, AVX512 what .* go on where there are AVX2$",
+        ):
+            self.checkpoint(released=3).check_rounding((1, 2), ("AVX2", "AVX512"))
 
 
 @pytest.fixture(scope="module")

@@ -424,6 +424,17 @@ class TestResume:
         with pytest.raises(UserError, match=f"go on with OMP_NUM_THREADS={threads + 1}$"):
             fit(small_features, plan, extractor=small_extractor, resume=shown)
 
+    def test_on_another_processor(self, small_features: FeatureCache, small_extractor: Extractor, tmp_path: Path):
+        plan, path = make_plan(), tmp_path / "checkpoint.pt"
+        self.killed(small_features, small_extractor, plan, path, 2, key=KEY)
+        checkpoint = Checkpoint.load(path)
+        assert checkpoint.processors == (torch.backends.cpu.get_cpu_capability(),)
+        other = dataclasses.replace(checkpoint, processors=("another",))
+        fit(small_features, plan, extractor=small_extractor, resume=other)
+        shown = dataclasses.replace(other, released=len(other.metrics) + 1)
+        with pytest.raises(UserError, match=r"go on where there are another$"):
+            fit(small_features, plan, extractor=small_extractor, resume=shown)
+
     def test_with_augmentation_and_train_metrics(
         self,
         small_features: FeatureCache,

@@ -122,6 +122,12 @@ def test_it_depends_on_no_data_and_not_on_the_process_random_state(small_extract
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_no_data_set_is_needed(small_extractor: Extractor, no_data_in_reach):
+    assert (
+        synthetic_precondition(SyntheticFeatures(small_extractor), nn.Identity(), directions=4, power=0.5).factors < 1
+    ).any()
+
+
 def test_folded_weights_give_the_same_logits():
     directions, _ = torch.linalg.qr(torch.randn(12, 3))
     scale = Precondition(directions, torch.tensor([0.1, 0.5, 1.0]))

@@ -91,6 +91,10 @@ def test_it_depends_on_no_data_and_not_on_the_process_random_state(small_extract
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+def test_no_data_set_is_needed(small_extractor, no_data_in_reach):
+    assert started(small_extractor).vectors.std() > 0
+
+
 def test_a_run_starts_there_and_a_resumed_one_keeps_it(small_features, small_extractor, monkeypatch, tmp_path):
     monkeypatch.setattr(fit_module, "CHECKPOINT_SECONDS", 0)
     saved: list[Path] = []

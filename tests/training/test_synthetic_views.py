@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from scatterdp import baselines
-from scatterdp.cache import FeatureCache
+from scatterdp.cache import FeatureCache, extract_features
 from scatterdp.errors import UserError
 from scatterdp.extractors import make_extractor
 from scatterdp.extractors.base import Extractor
@@ -18,10 +20,23 @@ from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training import synthetic_views as module
 from scatterdp.training.fit import fit
 from scatterdp.training.plan import TrainingPlan
-from scatterdp.training.synthetic_views import PAIRS, SyntheticFeatures, cached, images_for, synthetic_views
+from scatterdp.training.synthetic_views import PAIRS, SyntheticFeatures, images_for, synthetic_views
 
 FLAGS = ["--dataset=digits", "--extractor=patches(patches=32, size=3)", "--input_norm=BN", "--bn_noise_multiplier=20", "--precondition=20",
          "--noise_multiplier=3", "--epochs=2"]  # fmt: skip
+
+
+class Nudged:
+    """An extractor whose features are a little larger than it says."""
+
+    def __init__(self, extractor: Extractor, by: float) -> None:
+        self._extractor, self._by = extractor, by
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._extractor, name)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return self._extractor(images) * self._by
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +73,7 @@ def test_they_depend_on_nothing_else():
 
 def test_cached_features_are_those_that_are_computed(small_extractor: Extractor, tmp_path: Path):
     computed = SyntheticFeatures(small_extractor)
-    with cached(small_extractor, features_dir=tmp_path, dtype="float32") as stored:
+    with SyntheticFeatures(small_extractor).cached(features_dir=tmp_path, dtype="float32") as stored:
         for a, b in ((computed.pairs(), stored.pairs()), (zip(computed.sample()), zip(stored.sample()))):
             a, b = ([torch.cat(part) for part in zip(*batches, strict=True)] for batches in (a, b))
             assert len(a) == len(b)
@@ -95,7 +110,7 @@ def test_a_second_run_finds_them(tmp_path, monkeypatch, accounting_once, capsys)
     monkeypatch.chdir(tmp_path)
     assert baselines.main([*FLAGS, "--seed=1", "--run_dir=first"]) == 0
     (file,) = Path("features").glob("synthetic-views-patches-float32-*.h5")
-    monkeypatch.setattr(SyntheticFeatures, "_views", property(lambda _: pytest.fail("computed again")))
+    monkeypatch.setattr("scatterdp.cache.extraction._Writer.run", lambda *_: pytest.fail("extracted again"))
     assert baselines.main([*FLAGS, "--seed=1", "--run_dir=second"]) == 0
     assert Path("first/model.safetensors").read_bytes() == Path("second/model.safetensors").read_bytes()
 
@@ -112,3 +127,22 @@ def test_runs_without_a_preconditioner_make_none(tmp_path, monkeypatch, accounti
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("scatterdp.training.synthetic_views.synthetic_views", lambda _: pytest.fail("made"))
     assert baselines.main(["--dataset=digits", "--noise_multiplier=3", "--epochs=1", "--run_dir=run"]) == 0
+
+
+def test_features_that_differ_in_anything_meet_other_noise(small_dataset, small_extractor, tmp_path, monkeypatch):
+    """Of one data set and extractor by their fingerprints, as when another processor rounds: each normaliser."""
+    plan = TrainingPlan(num_examples=60, batch_size=20, epochs=1, lr=1.0, noise_multiplier=5.0, num_groups=2)
+    for norm in ("GroupNorm", "none"):
+        weights = []
+        for number, nudge in enumerate((0.0, 0.0, 1e-6)):
+            extractor: Any = Nudged(small_extractor, 1 + nudge)
+            with extract_features(small_dataset, extractor, features_dir=tmp_path / f"{norm}{number}") as features:
+                result = fit(
+                    features,
+                    dataclasses.replace(plan, input_norm=norm),
+                    extractor=extractor,
+                    key=RandomKey.from_seed(0),
+                )
+            weights.append(result.head.classifier.get_parameter("weight"))
+        assert torch.equal(weights[0], weights[1])
+        assert not torch.allclose(weights[0], weights[2], rtol=0.1)
