@@ -42,7 +42,7 @@ from scatterdp.training.device import resolve_device
 from scatterdp.training.distributed import Processes, processes_of_environment
 from scatterdp.training.fit import fit
 from scatterdp.training.logistic_regression import fit_logistic_regression
-from scatterdp.training.normalization import check_normalizer
+from scatterdp.training.normalization import check_normalizer, with_fitting_groups
 from scatterdp.training.plan import TrainingPlan, plan_from_config
 from scatterdp.training.preconditioning import check_directions
 from scatterdp.training.result import FitResult
@@ -112,6 +112,8 @@ def run(config: BaselinesConfig, *, wait_for_features: float = 0.0) -> RunFolder
     trained = np.arange(len(dataset.x_train)) if held_out is None else np.flatnonzero(~held_out)
     extractor = make_extractor(features_of(config, own), dataset.image_shape).to(device)
     make_classifier(plan.head, extractor.output_shape, dataset.num_classes)  # says so before minutes of extraction
+    if config.num_groups is None:
+        plan = with_fitting_groups(plan, extractor)
     check_normalizer(plan, extractor)
     check_directions(plan.precondition, extractor, of_channels=plan.head != "linear")
     make_log_folder(config.logdir)

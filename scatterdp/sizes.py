@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scatterdp.errors import ConfigError
 
-_UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
+_UNITS = {"kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9}
 
 
 def bytes_of(size: str, *, argument: str) -> int:
@@ -23,7 +23,7 @@ def bytes_of(size: str, *, argument: str) -> int:
     Raises:
         ConfigError: not a size.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(kB|MB|GB)", size)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(kB|KB|MB|GB)", size)
     if match is None or not float(match[1]):
         raise ConfigError(f"{argument}={size!r}: expected a size such as 500MB or 2GB (units: kB, MB, GB)")
     return int(float(match[1]) * _UNITS[match[2]])

@@ -8,6 +8,8 @@ Both print test accuracy and time.
 
 from __future__ import annotations
 
+import math
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from scatterdp.datasets import load_dataset
+from scatterdp.errors import ConfigError
+from scatterdp.exits import exit_code
 from scatterdp.training.privacy_engine import PrivacyEngine
 
 
@@ -26,13 +30,25 @@ class Options:
     """How to train."""
 
     dataset: str = "mnist"
+    """mnist, fmnist, or your own grey images of 28×28 pixels: a folder or an .npz."""
     data_dir: Path | None = None
+    """Where data sets are kept."""
     epochs: int = 10
     batch_size: int = 1024
+    """Examples a private step; ordinary steps have an eighth of it."""
     lr: float = 1.0
+    """Learning rate of private steps; ordinary steps have a twentieth of it."""
     dp: bool = False
     """Train with differential privacy."""
     target_epsilon: float = 3.0
+    """What a private training may spend, at δ = 1e-5."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 8)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}={getattr(self, name)}: expected an integer ≥ {least}")
+        if not 0 < self.lr < math.inf:
+            raise ConfigError(f"lr={self.lr}: expected a finite number > 0")
 
 
 class Net(nn.Module):
@@ -52,6 +68,10 @@ class Net(nn.Module):
 def main(options: Options) -> None:
     """Train and test."""
     data = load_dataset(options.dataset, data_dir=options.data_dir)
+    if data.image_shape != (1, 28, 28):
+        raise ConfigError(
+            f"dataset={options.dataset}: images of {'×'.join(map(str, data.image_shape))}, this network takes grey ones of 28×28; give mnist or fmnist"
+        )
     x, x_test = (torch.from_numpy(a).unsqueeze(1).float() / 127.5 - 1 for a in (data.x_train, data.x_test))
     y, y_test = (torch.from_numpy(a) for a in (data.y_train, data.y_test))
     model = Net(data.num_classes)
@@ -83,4 +103,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, use_underscores=True, description=__doc__))
+    sys.exit(exit_code(lambda: main(tyro.cli(Options, use_underscores=True, description=__doc__))))

@@ -63,6 +63,7 @@ ROWS = {"train": 61, "test": 22}
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowsConfig:
     scale: float = 1.0
+    corners: tuple[tuple[float, ...], ...] = ((1.0, 0.0), (0.5, 0.5))  # a list of lists once it is stored
 
 
 class Rows:

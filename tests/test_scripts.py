@@ -25,6 +25,20 @@ def test_the_linear_benchmark_runs_on_a_small_problem():
         assert side in done.stdout
 
 
+def test_the_mnist_example_tells_bad_input_in_a_sentence():
+    for flag, message in (
+        ("--epochs=0", "epochs=0: expected an integer ≥ 1"),
+        ("--batch_size=0", "batch_size=0: expected an integer ≥ 8"),
+        ("--lr=nan", "lr=nan: expected a finite number > 0"),
+        ("--dataset=digits", "dataset=digits: images of 1×8×8, this network takes grey ones of 28×28"),
+        ("--dataset=nope", "--dataset=nope: unknown"),
+    ):
+        done = run("mnist_example.py", flag)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: {message}")
+        assert "Traceback" not in done.stderr
+
+
 def test_the_scaling_study_on_few_rows(tmp_path):
     """Every kind of point, by processes of their own; the made-up features are gone afterwards, what was there before is not."""
     own = tmp_path / "features" / "made-up-by-someone.h5"

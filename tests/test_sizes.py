@@ -10,7 +10,9 @@ from scatterdp.errors import ConfigError
 from scatterdp.sizes import available_memory, bytes_of, report_field
 
 
-@pytest.mark.parametrize(("words", "count"), [("2GB", 2 * 10**9), ("500 MB", 5 * 10**8), ("1.5kB", 1500)])
+@pytest.mark.parametrize(
+    ("words", "count"), [("2GB", 2 * 10**9), ("500 MB", 5 * 10**8), ("1.5kB", 1500), ("2KB", 2000)]
+)
 def test_sizes_in_words(words, count):
     assert bytes_of(words, argument="memory_bound") == count
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import json
 import logging
 import os
 import shutil
@@ -172,6 +173,7 @@ class _Writer:
             "dtype": dtype,
             "versions": {name: _version(name) for name in ("scatterdp", "torch", "kymatio", "h5py")},
         }
+        attributes = json.loads(json.dumps(attributes))  # as they will be read: tuples are lists then
         self.layout = Layout(attributes=attributes, labels={split: dataset.split(split)[1] for split in SPLITS})
         self._disk_failed = False
         self.batch_size = batch_size or max(1, _batch_bytes() // self.layout.row_bytes)

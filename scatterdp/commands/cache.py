@@ -97,17 +97,26 @@ class Rm:
         paths = list(dict.fromkeys(_named(folder, name) for name in self.names))
         for path in paths:
             _refuse_foreign(path)
-        with ExitStack() as locks:  # all of them before the first is removed
-            for path in paths:
-                locks.enter_context(writer_lock(path))
-            for path in paths:
-                freed = 0
-                for file in (path, *companion_paths(path)):
-                    if file.is_file() or file.is_symlink():
-                        freed += file.lstat().st_size
-                        file.unlink()
-                print(f"removed {path.name}, {in_words(freed)} freed")
+        try:
+            _remove(paths)
+        except OSError as error:
+            raise ConfigError(
+                f"features_dir={folder}: cannot be written ({error.strerror}); make it writable first"
+            ) from error
         return 0
+
+
+def _remove(paths: list[Path]) -> None:
+    with ExitStack() as locks:  # all of them before the first is removed
+        for path in paths:
+            locks.enter_context(writer_lock(path))
+        for path in paths:
+            freed = 0
+            for file in (path, *companion_paths(path)):
+                if file.is_file() or file.is_symlink():
+                    freed += file.lstat().st_size
+                    file.unlink()
+            print(f"removed {path.name}, {in_words(freed)} freed")
 
 
 def _folder(features_dir: Path) -> Path:

@@ -6,6 +6,7 @@ A library behind an extractor is imported when that extractor is made, not befor
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -131,5 +132,9 @@ def _one(part: Part, input_shape: tuple[int, int, int], config: dict[str, Any]) 
     if part.of or part.name not in EXTRACTORS:
         what = f"{part.name}(…)" if part.of else part.name
         wrappers = " or ".join(f"{name}(…)" for name in sorted(WRAPPERS))
-        raise ConfigError(f"extractor={what!r}: expected one of {', '.join(sorted(EXTRACTORS))}, or {wrappers} of them")
+        near = difflib.get_close_matches(part.name, [*EXTRACTORS, *WRAPPERS], n=1)
+        meant = f"did you mean {near[0]}? " if near and near[0] != part.name else ""
+        raise ConfigError(
+            f"extractor={what!r}: {meant}expected one of {', '.join(sorted(EXTRACTORS))}, or {wrappers} of them"
+        )
     return EXTRACTORS[part.name](input_shape, **{**config, **part.settings})

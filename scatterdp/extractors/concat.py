@@ -42,7 +42,9 @@ class Concat:
         if len({part.input_shape for part in parts}) != 1:
             raise ConfigError(f"parts: they take images of {', '.join(str(part.input_shape) for part in parts)}")
         if len(scales) != len(parts) or not all(math.isfinite(scale) and scale > 0 for scale in scales):
-            raise ConfigError(f"scale={scales}: expected a finite number > 0 for each part")
+            raise ConfigError(
+                f"extractor: scales {', '.join(map(str, scales))}: expected a finite number > 0 before each part"
+            )
         names: list[str] = []
         for part in parts:
             number = 1 + sum(name == part.name or name.startswith(f"{part.name}-") for name in names)

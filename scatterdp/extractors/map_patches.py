@@ -100,6 +100,10 @@ class MapPatches:
         channels, height, width = extractor.output_shape
         self._map_shape = (min(config.components, channels), height, width)
         check_patch(self._map_shape, size=config.size, what="maps")
+        if self._map_shape[0] * config.size**2 < 2:
+            raise ConfigError(
+                f"size={config.size}: a patch of maps of one channel has one value, and nothing is left of it when its mean is taken away; take larger patches"
+            )
         rows, columns = height - config.size + 1, width - config.size + 1
         down, across = (max(1, round(config.grid * side / max(rows, columns))) for side in (rows, columns))
         self._pooling = grid_pooling(rows, columns, down, across=across)

@@ -73,7 +73,7 @@ class PatchesConfig:
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool):
                 raise ConfigError(f"{name}={value!r}: expected a number")
-        if not 0 <= self.threshold < 100:
+        if not 0 <= self.threshold <= 100:
             raise ConfigError(f"threshold={self.threshold}: expected a number from 0 to 100")
         if not 1e-6 <= self.whitening <= 1e6:
             raise ConfigError(f"whitening={self.whitening}: expected a number from 1e-6 to 1e6")

@@ -38,7 +38,9 @@ def grid_pooling(rows: int, columns: int, grid: int, *, across: int | None = Non
     across = grid if across is None else across
     for cells, side in ((grid, rows), (across, columns)):
         if not 1 <= cells <= side:
-            raise ConfigError(f"grid={cells}: expected 1 to {min(rows, columns)}, the positions a side")
+            raise ConfigError(
+                f"grid={cells}: expected 1 to {min(rows, columns)}, the positions a side; take fewer cells or smaller patches"
+            )
     row = np.searchsorted(_edges(rows, grid), np.arange(rows), side="right")
     column = np.searchsorted(_edges(columns, across), np.arange(columns), side="right")
     cells = (row[:, None] * across + column).ravel()

@@ -34,8 +34,11 @@ def parse_extractor(text: str) -> list[Part]:
     """
     try:
         return _parts(ast.parse(text.strip(), mode="eval").body)
+    except ConfigError:
+        raise
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
-        raise ConfigError(f"extractor={text!r}: expected extractors joined by +, {_EXAMPLE}") from error
+        why = f" ({error.msg})" if isinstance(error, SyntaxError) else ""
+        raise ConfigError(f"extractor={text!r}: expected extractors joined by +, {_EXAMPLE}{why}") from error
 
 
 def _parts(node: ast.expr) -> list[Part]:
@@ -50,7 +53,16 @@ def _parts(node: ast.expr) -> list[Part]:
         case ast.Name(id=name):
             return [Part(name, {})]
         case ast.Call(func=ast.Name(id=name), args=[] | [_] as inner, keywords=keywords):
-            settings = {word.arg: ast.literal_eval(word.value) for word in keywords if word.arg is not None}
-            if len(settings) == len(keywords):  # fewer: a setting twice, or **
+            settings = {word.arg: _value(name, word.arg, word.value) for word in keywords if word.arg is not None}
+            if len(settings) == len(keywords):  # fewer: **
                 return [Part(name, settings, of=tuple(part for node in inner for part in _parts(node)))]
     raise ValueError(ast.dump(node))
+
+
+def _value(name: str, setting: str, node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        raise ConfigError(
+            f"{setting}={ast.unparse(node)}: of {name}, expected a number, True, False, words in quotes or a tuple of these"
+        ) from None

@@ -8,6 +8,7 @@ others, and the owner can still show later which data a certificate is about.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import hmac
 import os
@@ -33,17 +34,21 @@ def commitment_key(folder: Path) -> bytes:
     """The 32-byte key in ``folder/commitment.key``; made (mode 0600) when there is none.
 
     Raises:
-        UserError: a key file of another size, or the disk is full.
+        UserError: a key file of another size, or the folder cannot be written.
     """
     path = folder / KEY_NAME
     if not path.exists():
         try:
             _make_key(path)
         except OSError as error:
-            if error.errno not in DISK_FULL:
+            if error.errno in DISK_FULL:
+                remedy = "make room"
+            elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                remedy = "make it writable"
+            else:
                 raise
             raise UserError(
-                f"features_dir={folder}: cannot be written ({error.strerror}); make room, and go on with the run by --resume"
+                f"features_dir={folder}: cannot be written ({error.strerror}); {remedy}, and go on with the run by --resume"
             ) from error
     key = path.read_bytes()
     if len(key) != 32:

@@ -19,6 +19,7 @@ from scatterdp.errors import UserError
 from scatterdp.extractors.base import Extractor
 from scatterdp.heads import Head, PatchCNN, Precondition, make_classifier
 from scatterdp.heads.weights import weights_digest
+from scatterdp.privacy.commitment import commitment_key
 from scatterdp.privacy.ledger import Ledger, LedgerEntry, finite_or_none
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.privacy.sampling import DRAWS
@@ -141,6 +142,8 @@ def fit(
             f"input_norm={plan.input_norm}, {processes.size} processes: rows that are read while training are not normalised nor shared out; "
             "give none, and one process"
         )
+    if not published_data and processes.rank == 0:
+        commitment_key(features.path.parent)  # the certificate will need it: better said before the budget is spent
     check_same(processes, here, "the processes have different data, settings or versions; give all of them the same")
     resume = processes.share(resume)
     _check_belonging(features, plan, extractor, augmented_images, validation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -130,6 +131,13 @@ def check_normalizer(plan: TrainingPlan, extractor: Extractor) -> None:
         )
     if plan.input_norm == "GroupNorm":
         group_normalizer(extractor.output_shape[0], plan.num_groups)
+
+
+def with_fitting_groups(plan: TrainingPlan, extractor: Extractor) -> TrainingPlan:
+    """The plan with the most groups that divide the features' channels and are no more than it says: for those that nobody asked for."""
+    channels = extractor.output_shape[0]
+    most = min(plan.num_groups, channels)
+    return dataclasses.replace(plan, num_groups=next(groups for groups in range(most, 0, -1) if channels % groups == 0))
 
 
 def _standardize_blocks(statistics: ChannelStatistics, blocks: tuple[Block, ...]) -> Standardize:

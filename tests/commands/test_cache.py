@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import shutil
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import h5py
 import numpy as np
@@ -247,6 +248,20 @@ def test_rm_refuses_a_cache_that_is_being_written(folder):
         run(["rm", other.name, path.name, at(folder)])
     assert partial_path(path).exists()
     assert names(folder) - {other.name + ".pid"} == before
+
+
+def test_rm_in_a_folder_that_cannot_be_written(folder, monkeypatch):
+    path = complete(folder)
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(
+        ConfigError, match=r"^features_dir=.*: cannot be written \(Permission denied\); make it writable first$"
+    ):
+        run(["rm", path.name, at(folder)])
+    assert path.exists()
 
 
 def test_rm_wants_a_name(folder):

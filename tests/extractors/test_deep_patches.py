@@ -197,7 +197,9 @@ def test_defaults_fit_the_images(shape):
 
 
 def test_images_too_small_for_two_layers_are_one_clear_error():
-    with pytest.raises(ConfigError, match=r"^grid=3: expected 1 to 2, the positions a side$"):
+    with pytest.raises(
+        ConfigError, match=r"^grid=3: expected 1 to 2, the positions a side; take fewer cells or smaller patches$"
+    ):
         make_extractor("deep_patches", (1, 5, 9))
     with pytest.raises(ConfigError, match=r"^first_size=3: the images are 1×2×9, take smaller patches$"):
         make_extractor("deep_patches", (1, 2, 9))

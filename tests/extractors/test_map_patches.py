@@ -180,6 +180,7 @@ def test_beside_other_extractors():
         ("map_patches(scatternet, source='cats')", "source='cats': expected one of"),
         ("map_patches(scatternet, fitted_to='cats')", "fitted_to='cats': expected one of views, images"),
         ("map_patches(scatternet, filters=3)", "filters=3: map_patches has no such setting"),
+        ("map_patches(scatternet, components=1)", "size=1: a patch of maps of one channel has one value"),
         ("map_patches(scatternet+patches)", "map_patches: takes maps of one kind, concat has several"),
     ],
 )

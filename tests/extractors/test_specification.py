@@ -27,12 +27,29 @@ def test_words(text, parts):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a+", "a-b", "a b", "a(1)", "a(**x)", "a(x=y)", "a(x=__import__('os'))", "a.b", "2*(a+b)", "a*2", "[a]", "(" * 500,
+    ["", "a+", "a-b", "a b", "a(1)", "a(**x)", "a.b", "2*(a+b)", "a*2", "[a]", "(" * 500,
      "lambda: a", "True*a", "1" + "0" * 400 + "*a", "a(x=1, x=2)", "1", "'a'"],
 )  # fmt: skip
 def test_what_is_no_specification(text):
     with pytest.raises(ConfigError, match="expected extractors joined by"):
         parse_extractor(text)
+
+
+@pytest.mark.parametrize("value", ["y", "nan", "__import__('os')", "1+x", "{**y}"])
+def test_what_is_no_value(value):
+    with pytest.raises(
+        ConfigError, match=r"^x=.*: of a, expected a number, True, False, words in quotes or a tuple of these$"
+    ):
+        parse_extractor(f"b+a(x={value})")
+
+
+def test_messages_say_what_is_wrong():
+    with pytest.raises(ConfigError, match=r"\('\(' was never closed\)$"):
+        parse_extractor("a(")
+    with pytest.raises(ConfigError, match="extractor='patchs': did you mean patches"):
+        make_extractor("patchs", (1, 8, 8))
+    with pytest.raises(ConfigError, match=r"extractor: scales 0.0, 1.0: expected a finite number > 0"):
+        make_extractor("0*pixels+pixels", (1, 8, 8))
 
 
 SPECIFICATION = "scatternet(J=1, L=4) + 0.5*patches(patches=32, size=3, grid=2) + patches(patches=32, size=4, grid=1)"

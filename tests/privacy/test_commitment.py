@@ -1,6 +1,8 @@
+import errno
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run_folders import files_of_at_most
@@ -39,6 +41,15 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     ):
         commitment_key(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
+    def refused(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("tempfile.mkstemp", refused)
+    with pytest.raises(UserError, match=r"^features_dir=.*Read-only file system\); make it writable, and go on"):
+        commitment_key(tmp_path)
 
 
 def test_a_crash_while_it_is_made_leaves_no_half_of_one(tmp_path: Path, monkeypatch):

@@ -546,6 +546,17 @@ class TestRefusals:
         with pytest.raises(ConfigError, match="num_groups=27: does not divide the 6 channels"):
             fit(small_features, make_plan(num_groups=27), extractor=small_extractor, key=KEY)
 
+    def test_without_a_folder_for_the_key_of_commitments(self, small_features, small_extractor, monkeypatch):
+        """Said before the budget is spent, for there would be no certificate."""
+
+        def refused(_: Path) -> bytes:
+            raise UserError("features_dir: cannot be written")
+
+        monkeypatch.setattr(fit_module, "commitment_key", refused)
+        monkeypatch.setattr(fit_module, "release_normalizer", lambda *_, **__: pytest.fail("released"))
+        with pytest.raises(UserError, match="cannot be written"):
+            fit(small_features, make_plan(), extractor=small_extractor, key=KEY)
+
     def checkpoint(self, features: FeatureCache, extractor: Extractor, plan: TrainingPlan, path: Path) -> Checkpoint:
         fit(features, plan, extractor=extractor, key=KEY, on_checkpoint=lambda checkpoint: checkpoint.save(path))
         return Checkpoint.load(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import dp_accounting
@@ -19,7 +20,12 @@ from scatterdp.heads import Standardize
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.privacy.statistics import bounds_from_reference, release_channel_statistics, statistics_event
 from scatterdp.training import normalization
-from scatterdp.training.normalization import PublicStatistics, release_normalizer, restore_normalizer
+from scatterdp.training.normalization import (
+    PublicStatistics,
+    release_normalizer,
+    restore_normalizer,
+    with_fitting_groups,
+)
 from scatterdp.training.plan import TrainingPlan
 
 KEY = RandomKey.from_seed(0)
@@ -86,6 +92,14 @@ def test_free_normalisers_release_nothing(
 def test_groups_must_divide_the_channels(small_features: FeatureCache, small_extractor: Extractor):
     with pytest.raises(ConfigError, match=r"^num_groups=4: does not divide the 6 channels; choose one of 1, 2, 3, 6$"):
         release_normalizer(small_features, make_plan(num_groups=4), extractor=small_extractor, key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("asked", "channels", "groups"), [(27, 6, 6), (27, 1024, 16), (27, 81, 27), (4, 6, 3), (27, 1, 1), (2, 7, 1)]
+)
+def test_groups_that_nobody_asked_for_are_made_to_fit(asked, channels, groups):
+    extractor: Any = SimpleNamespace(output_shape=(channels, 2, 2))
+    assert with_fitting_groups(make_plan(num_groups=asked), extractor).num_groups == groups
 
 
 @pytest.mark.parametrize("input_norm", ["BN", "GroupNorm", "none"])
