@@ -52,12 +52,12 @@ RECIPES: dict[str, Recipe] = {
     ),
     "cifar10": Recipe(
         batch_size=8192,
-        lr=10,
-        epochs=30,
+        lr=6,
+        epochs=20,
         input_norm="BN",
         bn_noise_multiplier=20,
-        extractor="views(0.5*scatternet(mirror=True)+patches)",
-        precondition=2000,
+        extractor="0.5*scatternet(mirror=True)+patches+deep_patches",
+        precondition=1000,
     ),
     "digits": Recipe(batch_size=512, lr=4, epochs=30, input_norm="GroupNorm"),
 }

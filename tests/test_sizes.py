@@ -17,7 +17,7 @@ def test_sizes_in_words(words, count):
     assert bytes_of(words, argument="memory_bound") == count
 
 
-@pytest.mark.parametrize("words", ["", "0GB", "4", "4 gb", "1KB", "-1GB", "1e3GB", "GB", "4GiB"])
+@pytest.mark.parametrize("words", ["", "0GB", "4", "4 gb", "1Kb", "-1GB", "1e3GB", "GB", "4GiB"])
 def test_what_is_no_size(words):
     with pytest.raises(ConfigError) as raised:
         bytes_of(words, argument="memory_budget")

@@ -89,7 +89,7 @@ def test_a_single_part_is_itself():
         ("resnet", {}, "extractor='resnet': expected one of deep_patches, patches, pixels, scatternet, or deskew"),
         ("scatternet+resnet", {}, "extractor='resnet': expected one of"),
         ("scatternet+patches", {"J": 1}, "J: of which part?"),
-        ("0*patches+pixels", {}, "scale=[0.0, 1.0]: expected a finite number > 0"),
+        ("0*patches+pixels", {}, "extractor: scales 0.0, 1.0: expected a finite number > 0"),
         ("scatternet(K=3)", {}, "K=3: scatternet has no such setting"),
         ("pixels(x=1)+pixels", {}, "x=1: pixels has no such setting"),
     ],
