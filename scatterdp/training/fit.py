@@ -37,7 +37,7 @@ from scatterdp.training.loading import RowLoader
 from scatterdp.training.loop import TrainingState, check_same_weights, train
 from scatterdp.training.normalization import PublicStatistics, release_normalizer, restore_normalizer
 from scatterdp.training.plan import UNCLIPPED, TrainingPlan
-from scatterdp.training.preconditioning import OF_CHANNELS, folded, synthetic_precondition
+from scatterdp.training.preconditioning import folded, synthetic_precondition
 from scatterdp.training.result import FitResult, certify
 from scatterdp.training.rows import DEFAULT_PHYSICAL_BATCH, AugmentedRows, LabelledRows, Rows
 from scatterdp.training.synthetic_start import start_from_synthetic
@@ -490,7 +490,6 @@ def context(
     given = () if statistics is None else (statistics.digest(),)
     given += () if network is None else (network.description,)
     given += (SUMS,) if plan.head != "linear" else ()
-    given += (OF_CHANNELS,) if plan.precondition and plan.head != "linear" else ()
     # Other rows of one data set are other data: folds of one size must not share their noise.
     rows = (
         ()

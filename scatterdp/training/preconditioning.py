@@ -25,9 +25,6 @@ from scatterdp.heads import Precondition
 from scatterdp.training import synthetic_views
 from scatterdp.training.synthetic_views import SyntheticFeatures
 
-#: How networks' features are preconditioned. Raised with every change, it goes into what keys are bound to: other features under the old noise would give it away.
-OF_CHANNELS = 2
-
 _SPARE = 100  # directions beyond the last, so that the last is exact too
 _SEED = 77
 
