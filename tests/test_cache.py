@@ -206,7 +206,8 @@ def test_holds_features_labels_norms_and_digests(tmp_path, dtype):
         assert (cache.dtype, cache.output_shape, cache.image_shape) == (dtype, (4, 8, 8), (1, 8, 8))
         assert (cache.dataset_name, cache.class_names) == ("made", ("a", "b", "ç"))
         assert (cache.dataset_fingerprint, cache.extractor_fingerprint) == (DATASET.fingerprint, extractor.fingerprint)
-        assert (cache.extractor_name, cache.extractor_config) == ("rows", {"scale": 2.0})
+        corners = [[1.0, 0.0], [0.5, 0.5]]
+        assert (cache.extractor_name, cache.extractor_config) == ("rows", {"scale": 2.0, "corners": corners})
         assert set(cache.versions) == {"scatterdp", "torch", "kymatio", "h5py"}
         assert cache.versions["h5py"] == h5py.__version__
         for split in SPLITS:
