@@ -4,6 +4,7 @@
 |---|---|
 | ``non_private`` | the gradient of the mean loss, by autograd: what a step costs without privacy |
 | ``loop``, ``vmap``, ``hooks``, ``crb``, ``ghost``, ``mixed_ghost`` | an engine of :mod:`scatterdp.engines`: clipped gradients, summed |
+| ``privacy_engine`` | what :class:`scatterdp.training.privacy_engine.PrivacyEngine` does with a batch: ``mixed_ghost`` on all of it at once: the forward pass is the user's |
 | ``opacus_hooks`` | Opacus' ``GradSampleModule``, and its ``DPOptimizer.clip_and_accumulate`` (Yousefpour et al. 2021, arXiv 2109.12298) |
 | ``opacus_ghost`` | Opacus' fast gradient clipping with ghost norms: two backward passes (Li et al. 2022, arXiv 2110.05679) |
 
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scatterdp.engines import ENGINES
+from scatterdp.engines.bookkeeping import Recorder, by_the_shapes, clip
 
 #: Gradients by parameter name.
 Step = Callable[[], dict[str, Tensor]]
@@ -62,6 +64,18 @@ def engine_contender(name: str) -> Contender:
         return lambda: engine(model, losses, x, y, max_grad_norm=max_grad_norm).gradients
 
     return Contender(prepare)
+
+
+def privacy_engine(model: nn.Module, x: Tensor, y: Tensor, max_grad_norm: float) -> Step:
+    """The clipped sum of one whole batch, from the losses that the user computes."""
+    own = copy.deepcopy(model)
+    recorder = Recorder(own)
+
+    def step() -> dict[str, Tensor]:
+        rules = recorder.rules(losses(own(x), y), use_ghost=by_the_shapes)
+        return clip(rules, len(x), max_grad_norm=max_grad_norm, clipping="flat").gradients
+
+    return step
 
 
 def opacus_hooks(model: nn.Module, x: Tensor, y: Tensor, max_grad_norm: float) -> Step:
@@ -114,6 +128,7 @@ def opacus_ghost(model: nn.Module, x: Tensor, y: Tensor, max_grad_norm: float) -
 CONTENDERS: dict[str, Contender] = {
     "non_private": Contender(non_private, clips=False),
     **{name: engine_contender(name) for name in ENGINES if name != "linear"},
+    "privacy_engine": Contender(privacy_engine),
     "opacus_hooks": Contender(opacus_hooks),
     "opacus_ghost": Contender(opacus_ghost),
 }

@@ -48,7 +48,7 @@ class BenchmarkConfig:
     models: tuple[str, ...] = tuple(NETWORKS)
     """Which networks: scatternet_cnn, cnn, resnet20, vgg11."""
     engines: tuple[str, ...] = tuple(CONTENDERS)
-    """Which contenders: non_private, loop, vmap, hooks, crb, ghost, mixed_ghost, opacus_hooks, opacus_ghost."""
+    """Which contenders: non_private, loop, vmap, hooks, crb, ghost, mixed_ghost, privacy_engine, opacus_hooks, opacus_ghost."""
     batch_sizes: tuple[int, ...] = (64, 128, 256, 512, 1024)
     """Physical batch sizes."""
     repeats: int = 7

@@ -12,8 +12,19 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from scatterdp.benchmarking import CONTENDERS, Cell, Largest
 
-_COLOURS = ("#000000", "#56b4e9", "#cc79a7", "#e69f00", "#b5a200", "#009e73", "#0072b2", "#d55e00", "#999999")
-_MARKERS = "osv^DPXd*"
+_COLOURS = (
+    "#000000",
+    "#56b4e9",
+    "#cc79a7",
+    "#e69f00",
+    "#b5a200",
+    "#009e73",
+    "#0072b2",
+    "#7b3294",
+    "#d55e00",
+    "#999999",
+)
+_MARKERS = "osv^DPXhd*"
 _BASELINE = "non_private"
 
 
