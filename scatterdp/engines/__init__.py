@@ -2,7 +2,7 @@
 
 from scatterdp.engines.bookkeeping import Decision, decisions, ghost_engine, mixed_ghost_engine
 from scatterdp.engines.clipping import Clipping
-from scatterdp.engines.contract import SUMS, ClippedSum, Engine, PerExampleLoss
+from scatterdp.engines.contract import ClippedSum, Engine, PerExampleLoss
 from scatterdp.engines.linear import linear_engine
 from scatterdp.engines.modules import check_private, without_batch_norm
 from scatterdp.engines.strategies import check_by_example, engine_of, per_example_gradients
@@ -21,7 +21,6 @@ ENGINES: dict[str, Engine] = {
 
 __all__ = [
     "ENGINES",
-    "SUMS",
     "ClippedSum",
     "Clipping",
     "Decision",

@@ -25,10 +25,6 @@ from torch import Tensor, nn
 from scatterdp.engines.clipping import Clipping
 from scatterdp.engines.precision import SUM_DTYPES
 
-#: Raised with every change of what engines compute, the last digits included: it goes into what keys are bound to, for two sums that differ must not
-#: meet the same noise.
-SUMS = 2
-
 #: ``(outputs (b, …), labels (b,)) -> losses (b,)``; an example's loss may depend on its own row only.
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scatterdp.linear.method import Problem, Solution, every_row, gaussian_entry, unit_blocks
-from scatterdp.privacy.noise import gaussian_noise
+from scatterdp.privacy.noise import bound_to_sums, gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.distributed import ONE, Processes
 from scatterdp.training.rows import FeatureRows
@@ -51,7 +51,7 @@ class ClassMeans:
             tuple(sums.shape),
             noise_multiplier=noise_multiplier,
             sensitivity=1.0,
-            key=key,
+            key=bound_to_sums(key, sums),
             purpose="class sums",
             counter=0,
             dtype=torch.float64,

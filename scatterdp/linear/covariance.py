@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scatterdp.linear.method import Problem, gaussian_entry, store, unit_blocks
 from scatterdp.privacy.ledger import LedgerEntry
-from scatterdp.privacy.noise import symmetric_gaussian_noise
+from scatterdp.privacy.noise import bound_to_sums, symmetric_gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.distributed import ONE, Processes
 from scatterdp.training.rows import FeatureRows
@@ -73,7 +73,12 @@ def noisy_second_moments(
     """The release of :func:`exact_second_moments` that have been computed already; the guarantee is there."""
     size = len(exact)
     noise = symmetric_gaussian_noise(
-        size, noise_multiplier=noise_multiplier, sensitivity=1.0, key=key, purpose="second moments", counter=0
+        size,
+        noise_multiplier=noise_multiplier,
+        sensitivity=1.0,
+        key=bound_to_sums(key, exact),
+        purpose="second moments",
+        counter=0,
     )
     entry = gaussian_entry("second moments of the features", noise_multiplier, 1.0, numbers=size * (size + 1) // 2)
     return SecondMoments(sum=exact + noise, noise=noise_multiplier), entry

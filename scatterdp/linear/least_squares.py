@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scatterdp.linear.covariance import exact_second_moments, noisy_second_moments
 from scatterdp.linear.method import Problem, Solution, check_matrix_size, every_row, gaussian_entry, unit_blocks
-from scatterdp.privacy.noise import gaussian_noise
+from scatterdp.privacy.noise import bound_to_sums, gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.distributed import ONE, Processes
 from scatterdp.training.rows import FeatureRows
@@ -64,21 +64,22 @@ class LeastSquares:
         size = p.num_features + 1
         products = exact_products(rows, p, processes)
         exact = exact_second_moments(rows, p, constant=_CONSTANT, processes=processes)
-        smallest = float(torch.linalg.eigvalsh(exact)[0])
+        eigenvalue = torch.linalg.eigvalsh(exact)[0]
+        own_key = bound_to_sums(key, products, exact, eigenvalue)
 
         def noise(shape: tuple[int, ...], factor: float, purpose: str):
             return gaussian_noise(
                 shape,
                 noise_multiplier=factor * noise_multiplier,
                 sensitivity=1.0,
-                key=key,
+                key=own_key,
                 purpose=purpose,
                 counter=0,
                 dtype=torch.float64,
             )
 
         products += noise(tuple(products.shape), _PRODUCTS, "products with labels")
-        smallest += float(noise((), _EIGENVALUE, "smallest eigenvalue"))
+        smallest = float(eigenvalue + noise((), _EIGENVALUE, "smallest eigenvalue"))
         moments, moments_entry = noisy_second_moments(exact, noise_multiplier=_MOMENTS * noise_multiplier, key=key)
         # Wang's: the eigenvalue less a margin that it exceeds but with probability ϱ, and the norm of the matrix's noise.
         margin = _EIGENVALUE * noise_multiplier * math.sqrt(2 * math.log(2 / _FAILURE))

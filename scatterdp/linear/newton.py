@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from scatterdp.linear.method import Problem, Solution, check_matrix_size, every_row, gaussian_entry, unit_blocks
-from scatterdp.privacy.noise import gaussian_noise, symmetric_gaussian_noise
+from scatterdp.privacy.noise import bound_to_sums, gaussian_noise, symmetric_gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.distributed import ONE, Processes
 from scatterdp.training.rows import FeatureRows
@@ -71,11 +71,12 @@ class Newton:
         weight = torch.zeros(p.num_classes, p.num_features + 1, dtype=torch.float64)
         for step in range(self.steps):
             gradient, hessians = exact_derivatives(rows, weight, processes)
+            own_key = bound_to_sums(key, gradient, hessians)
             gradient += gaussian_noise(
                 tuple(gradient.shape),
                 noise_multiplier=noise_multiplier,
                 sensitivity=GRADIENT_SENSITIVITY,
-                key=key,
+                key=own_key,
                 purpose="gradient",
                 counter=step,
                 dtype=torch.float64,
@@ -88,7 +89,7 @@ class Newton:
                     p.num_features + 1,
                     noise_multiplier=self.hessian_factor * noise_multiplier,
                     sensitivity=HESSIAN_SENSITIVITY,
-                    key=key,
+                    key=own_key,
                     purpose=f"Hessian of class {c}",
                     counter=step,
                 )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from scatterdp.linear.method import Problem, gaussian_entry, unit_blocks
 from scatterdp.privacy.ledger import LedgerEntry
-from scatterdp.privacy.noise import gaussian_noise
+from scatterdp.privacy.noise import bound_to_sums, gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.distributed import ONE, Processes
 from scatterdp.training.rows import FeatureRows
@@ -56,7 +56,7 @@ def release_centre(
         (problem.num_features,),
         noise_multiplier=noise_multiplier,
         sensitivity=1.0,
-        key=key,
+        key=bound_to_sums(key, total),
         purpose="centre",
         counter=0,
         dtype=torch.float64,

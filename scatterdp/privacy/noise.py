@@ -9,6 +9,7 @@ and rounded to the asked dtype. Their largest magnitude is 8.13 standard deviati
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import numpy as np
@@ -25,6 +26,21 @@ def standard_normal(count: int, key: RandomKey, purpose: str, *, counter: int) -
     """``(count,)`` float64 standard normal numbers: the inverse distribution function of the key's uniforms."""
     uniform = ((key.words(purpose, counter=counter, count=count) >> np.uint64(12)) + 0.5) * 2.0**-52
     return ndtri(uniform)
+
+
+def bound_to_sums(key: RandomKey, *sums: Tensor) -> RandomKey:
+    """The key for the noise of these very numbers, to the bit.
+
+    Sums that differ, if only because other threads or another processor rounded them in another way, then never meet the same noise: their difference
+    would have none. Equal sums meet equal noise, so that a step that is done twice alike releases nothing new.
+
+    Args:
+        sums: exact, private; those of one release together.
+    """
+    digest = hashlib.sha256()
+    for exact in sums:
+        digest.update(exact.detach().cpu().contiguous().numpy().data)
+    return key.bound_to(f"sums {digest.hexdigest()}")
 
 
 def gaussian_noise(

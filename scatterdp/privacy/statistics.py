@@ -31,7 +31,6 @@ Why scale: channels of order 0, 1 and 2 differ by two orders of magnitude and on
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -43,7 +42,7 @@ from torch import Tensor
 
 from scatterdp.errors import UserError
 from scatterdp.privacy.ledger import LedgerEntry
-from scatterdp.privacy.noise import gaussian_noise
+from scatterdp.privacy.noise import bound_to_sums, gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.privacy.sampling import PoissonSelection
 
@@ -187,8 +186,9 @@ def release_channel_statistics(
     for sums in of_all(_sums_of_blocks(blocks, bounds)):
         total += sums
     mean_sum, square_sum = total
-    exact = hashlib.sha256(b"".join(t.numpy().tobytes() for t in (mean_sum, square_sum, bounds.scale))).hexdigest()
-    bound_key = key.bound_to(repr((exact, divisor, noise_multiplier, bounds.mean_bound, bounds.square_bound)))
+    bound_key = bound_to_sums(key, mean_sum, square_sum, bounds.scale).bound_to(
+        repr((divisor, noise_multiplier, bounds.mean_bound, bounds.square_bound))
+    )
     released = []
     for draw, (exact_sum, bound) in enumerate(((mean_sum, bounds.mean_bound), (square_sum, bounds.square_bound))):
         noise = gaussian_noise(

@@ -20,7 +20,7 @@ from scatterdp.errors import UserError
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.writing import whole_file
 
-SCHEMA = 7
+SCHEMA = 8
 _DIGEST_BYTES = 32
 
 
@@ -41,7 +41,7 @@ class Checkpoint:
         released: epochs whose metrics have left the run. More than there are rows in ``metrics``: steps beyond this checkpoint have been
             released, and only the very same computation may do them again.
         threads: of torch, in each process: they too decide in which order numbers are added.
-        processors: what torch computes with, in each process (``AVX2``, ``AVX512``): so does this.
+        processors: what each process computes on (:func:`scatterdp.training.device.processor_of`): so do they.
     """
 
     key: RandomKey
@@ -86,20 +86,19 @@ class Checkpoint:
         """Let the same number of processes go on from here with so many threads each, on such processors.
 
         Raises:
-            UserError: others than before would release steps a second time under the same noise, rounded in another way: the difference of the
-                two has no noise.
+            UserError: others than before would round in another way, and so release steps a second time, with noise that the ledger does not know of.
         """
         if len(threads) != len(self.threads) or self.released <= len(self.metrics):
             return
-        for what, before, now, remedy in (
-            ("threads", self.threads, threads, f"go on with OMP_NUM_THREADS={_told(self.threads)}"),
-            ("instructions", self.processors, processors, f"go on where there are {_told(self.processors)}"),
+        for what, before, now in (
+            ("OMP_NUM_THREADS=", self.threads, threads),
+            ("processor ", self.processors, processors),
         ):
             if now != before:
                 raise UserError(
-                    f"resume: a run with {_told(before)} {what} has shown epoch {self.released} and its last checkpoint is of epoch "
-                    f"{len(self.metrics)}; with {_told(now)} what is between them would come out rounded in another way under the same noise, "
-                    f"{remedy}"
+                    f"resume: a run with {what}{_told(before)} has shown epoch {self.released} and its last checkpoint is of epoch "
+                    f"{len(self.metrics)}; with {_told(now)} what is between them would be rounded in another way and done a second time with "
+                    f"other noise, go on with {what}{_told(before)}"
                 )
 
     @classmethod

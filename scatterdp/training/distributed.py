@@ -22,12 +22,11 @@ released in the same way: clipped sums of all, then one draw. Adjacency is add o
 and each knows the key, so each can take the noise off. There is no privacy *between* the processes: they are one trusted party, on
 machines and a network that are as trusted as a single machine would be. Rank 0 alone writes files; the checkpoint of an unfinished run holds the key.
 
-**Another number of processes.** K changes the order in which floating-point numbers are added. A step that is done twice, with the same noise and
-different rounding, would give away the exact difference of the rounding errors. Hence the noise of gradients is drawn from a key bound to K
-(for K = 1 the run's own); batches, first weights and statistics, which are the same to the bit for every K (a preconditioner: for every K with equal threads), are not. And a run
-goes on with another K only if nothing has been released beyond its checkpoint: such steps would be released a second time, with
-independent noise, for which the ledger has no entry. Two runs of one seed and different K, which a certificate warns of, have their batches in common in that case: their
-ledgers do not compose as those of independent samples do.
+**Another number of processes.** K changes the order in which floating-point numbers are added, and with it the last digits of the sums. The noise of a
+step is bound to its sums (:func:`scatterdp.privacy.noise.bound_to_sums`), so the same step with other digits has other noise, as it has with other threads or on
+another processor: their exact difference never shows. But it would be a second release, for which the ledger has no entry. So a run
+goes on with another K only if nothing has been released beyond its checkpoint. Batches, first weights and, but for a preconditioner, statistics do not depend on K. Two runs of one
+seed and different K, which a certificate warns of, have their batches in common: their ledgers do not compose as those of independent samples do.
 
 **A process that dies** (or a machine that is gone) closes its connections: the others stop with a sentence, ``torchrun`` ends them all, and
 ``--resume`` goes on from rank 0's checkpoint.
@@ -45,7 +44,6 @@ import torch
 from torch import Tensor
 
 from scatterdp.errors import UserError
-from scatterdp.privacy.randomness import RandomKey
 from scatterdp.ranks import Alone, Ranks, TorchRanks, several
 from scatterdp.training.rows import Piece, Rows
 
@@ -150,11 +148,6 @@ def part_of(num_rows: int, rank: int, size: int) -> tuple[int, int]:
     blocks = -(-num_rows // BLOCK)
     first, stop = (min(num_rows, blocks * number // size * BLOCK) for number in (rank, rank + 1))
     return first, stop
-
-
-def noise_key(key: RandomKey, processes: Ranks) -> RandomKey:
-    """The key of the gradients' noise: the run's, bound to the number of processes where there are several (see above)."""
-    return key if processes.size == 1 else key.bound_to(f"{processes.size} processes")
 
 
 def in_order(sums: Iterator[Tensor], processes: Processes) -> Iterable[Tensor]:

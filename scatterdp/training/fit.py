@@ -14,21 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from scatterdp.cache import Features, Split
-from scatterdp.engines import ENGINES, SUMS, check_by_example
+from scatterdp.engines import ENGINES, check_by_example
 from scatterdp.errors import UserError
 from scatterdp.extractors.base import Extractor
 from scatterdp.heads import Head, PatchCNN, Precondition, make_classifier
-from scatterdp.heads.weights import weights_digest
 from scatterdp.privacy.commitment import commitment_key
 from scatterdp.privacy.ledger import Ledger, LedgerEntry, finite_or_none
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.privacy.sampling import DRAWS
 from scatterdp.training.checkpoint import Checkpoint
+from scatterdp.training.device import processor_of
 from scatterdp.training.distributed import (
     Processes,
     RowsOfProcess,
     check_same,
-    noise_key,
     only_process,
     part_of,
 )
@@ -157,7 +156,7 @@ def fit(
             "for anything else: restore them, or start a new run"
         )
     threads = tuple(processes.gather(torch.get_num_threads()))
-    processors = tuple(processes.gather(torch.backends.cpu.get_cpu_capability()))
+    processors = tuple(processes.gather(processor_of(device)))
     if resume is not None:
         resume.check_rounding(threads, processors)
     history = ((0, processes.size),) if resume is None else resume.history_with(processes.size)
@@ -166,8 +165,6 @@ def fit(
         shared: RandomKey = processes.share(key or RandomKey.from_system())
         key = shared.bound_to(here)
         normalizer, entries = _released(features, plan, synthetic, key, statistics, processes)
-        # Another preconditioner gives other gradients, which must not meet the same noise; so do other first weights, below.
-        key = key.bound_to(weights_digest(normalizer))
         ledger = Ledger(entries)
     else:
         key = resume.key
@@ -178,7 +175,6 @@ def fit(
         if processes.rank == 0:
             start_from_synthetic(classifier, synthetic, normalizer)
         classifier.load_state_dict(processes.share(classifier.state_dict()))
-        key = key.bound_to(weights_digest(classifier))
     if network is not None:
         network.prepare(classifier)
     head = Head(normalizer, classifier).to(device).eval()
@@ -256,7 +252,6 @@ def fit(
             engine=unclipped_sum if plan.engine == UNCLIPPED else ENGINES[plan.engine],
             after_epoch=epochs.after,
             stopped=epochs.stopped(),
-            noise_key=noise_key(key, processes),
             processes=processes,
         )
     )
@@ -264,7 +259,7 @@ def fit(
     accuracy = None
     if validation is not None:
         accuracy, entries = validation_accuracy(
-            head.classifier, load(validation, "train"), plan, noise_key(key, processes), processes=processes
+            head.classifier, load(validation, "train"), plan, key, processes=processes
         )
         for entry in entries:
             ledger.record(entry)
@@ -482,14 +477,13 @@ def context(
     validation: Features | None = None,
     network: Network | None = None,
 ) -> str:
-    """Everything that decides a run's numbers beside its key, rounding included; but for the number of processes, which
-    :mod:`scatterdp.training.distributed` sees to, and of threads and processors, which the checkpoint does.
+    """Everything that decides a run's numbers beside its key, but for what rounds its sums in another way (processes, threads, processors): their
+    noise is bound to the sums themselves, and a checkpoint minds who goes on from it.
     """
     versions = {name: version(name) for name in ("scatterdp", "torch", "numpy", "scipy")}
     data = (features.dataset_fingerprint, features.extractor_fingerprint, features.dtype, features.content_digest())
     given = () if statistics is None else (statistics.digest(),)
     given += () if network is None else (network.description,)
-    given += (SUMS,) if plan.head != "linear" else ()
     # Other rows of one data set are other data: folds of one size must not share their noise.
     rows = (
         ()

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from scatterdp.engines import Engine, PerExampleLoss
 from scatterdp.privacy.certificate import TRAINING
 from scatterdp.privacy.ledger import LedgerEntry
-from scatterdp.privacy.noise import gaussian_noise
+from scatterdp.privacy.noise import bound_to_sums, gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.distributed import ONE, Processes, bits_of, check_same, part_of
 from scatterdp.training.ema import MovingAverage
@@ -101,7 +101,6 @@ def private_gradient(
     key: RandomKey,
     engine: Engine,
     loss: PerExampleLoss = per_example_cross_entropy,
-    noise_key: RandomKey | None = None,
     processes: Processes = ONE,
 ) -> dict[str, Tensor]:
     """The noisy mean gradient of step ``step`` by parameter name.
@@ -115,7 +114,7 @@ def private_gradient(
     Args:
         rows: the private examples; with several processes this one's part (:func:`scatterdp.training.distributed.part_of`), asked for by
             the numbers of the whole.
-        key: of the batch, and of the noise unless ``noise_key`` is given.
+        key: of the batch and, bound to the sums, of the noise.
         processes: which hold all rows together.
     """
     sums = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
@@ -134,12 +133,13 @@ def private_gradient(
         for name, gradient in clipped.gradients.items():
             sums[name] += gradient
     processes.add_up(list(sums.values()))
+    noise_key = bound_to_sums(key, *sums.values())
     for name, total in sums.items():
         total += gaussian_noise(
             tuple(total.shape),
             noise_multiplier=plan.sigma,
             sensitivity=plan.max_grad_norm,
-            key=noise_key or key,
+            key=noise_key,
             purpose=f"gradient of {name}",
             counter=step,
             dtype=total.dtype,
@@ -158,7 +158,6 @@ def train(
     engine: Engine,
     after_epoch: Callable[[TrainingState], bool | None] = lambda state: None,
     stopped: bool = False,
-    noise_key: RandomKey | None = None,
     processes: Processes = ONE,
 ) -> LedgerEntry:
     """Run the plan's remaining steps; returns what all its steps cost.
@@ -172,13 +171,13 @@ def train(
         after_epoch: called after every epoch's last step and after the last step; true ends the training. What is spent stays
             what the plan counts.
         stopped: ``after_epoch`` has ended it already, before the checkpoint that this goes on from.
-        noise_key, processes: see :func:`private_gradient`.
+        processes: see :func:`private_gradient`.
     """
     parameters = dict(state.model.named_parameters())
     selection = plan.selection()
     while state.step < selection.steps and not stopped:
         gradients = private_gradient(
-            state.model, rows, plan, step=state.step, key=key, engine=engine, noise_key=noise_key, processes=processes
+            state.model, rows, plan, step=state.step, key=key, engine=engine, processes=processes
         )
         for name, gradient in gradients.items():
             parameters[name].grad = gradient

@@ -18,7 +18,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from types import MethodType
 from typing import Any, Literal
@@ -35,7 +34,7 @@ from scatterdp.errors import ConfigError, UserError
 from scatterdp.privacy.accounting import Accountant
 from scatterdp.privacy.certificate import TRAINING
 from scatterdp.privacy.ledger import Ledger, LedgerEntry
-from scatterdp.privacy.noise import gaussian_noise
+from scatterdp.privacy.noise import bound_to_sums, gaussian_noise
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.ranks import several
 from scatterdp.training.plan import TrainingPlan
@@ -261,9 +260,7 @@ class PrivacyEngine:
         # Spent before anything is released: interrupted half-way, the step is counted and cannot be taken again.
         step, sums = self.steps_taken, self._sums
         self._sums, self.steps_taken = {}, step + 1  # in this order: sums that stayed would be in the next step again
-        # Bound to what the noise is added to: runs from one seed on other data share no noise that a difference would cancel.
-        exact = b"".join(sums[name].cpu().numpy().tobytes() for name in sorted(sums))
-        key = self._key.bound_to(hashlib.sha256(exact).hexdigest())
+        key = bound_to_sums(self._key, *(sums[name] for name in sorted(sums)))
         for name, parameter in self.model.named_parameters():
             if not parameter.requires_grad:
                 continue

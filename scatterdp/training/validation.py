@@ -25,13 +25,14 @@ from typing import Any
 
 import dp_accounting
 import numpy as np
+import torch
 from torch import nn
 
 from scatterdp.cache import Features, RowReader, Split
 from scatterdp.datasets import Dataset
 from scatterdp.errors import ConfigError
 from scatterdp.privacy.ledger import LedgerEntry
-from scatterdp.privacy.noise import noisy_count
+from scatterdp.privacy.noise import bound_to_sums, noisy_count
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.distributed import ONE, Processes
 from scatterdp.training.evaluation import evaluate
@@ -201,9 +202,9 @@ def validation_accuracy(
     sigma = plan.validation_noise_multiplier
     if sigma is None:
         return accuracy, []
-    right = noisy_count(
-        round(accuracy * count), noise_multiplier=sigma, key=key, purpose="validation accuracy", counter=0
-    )
+    exact = round(accuracy * count)
+    key = bound_to_sums(key, torch.tensor(exact), *classifier.state_dict().values())
+    right = noisy_count(exact, noise_multiplier=sigma, key=key, purpose="validation accuracy", counter=0)
     details = {"noise_multiplier": sigma, "sensitivity": 1.0, "noise_standard_deviation": sigma}
     entry = LedgerEntry("validation accuracy", dp_accounting.GaussianDpEvent(sigma), details)
     return right / count, [entry]

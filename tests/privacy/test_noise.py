@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from scatterdp.privacy.noise import gaussian_noise, noisy_count, standard_normal
+from scatterdp.privacy.noise import bound_to_sums, gaussian_noise, noisy_count, standard_normal
 from scatterdp.privacy.randomness import RandomKey
 
 KEY = RandomKey.from_seed(0)
@@ -180,3 +180,20 @@ def test_a_noisy_count_is_the_gaussian_mechanism_on_a_grid():
     assert all((value * 1024).is_integer() for value in found)
     np.testing.assert_allclose(found, exact, rtol=0, atol=0.5 / 1024)
     assert len(set(found)) == 50
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_that_differ_in_a_bit_meet_other_noise(dtype):
+    sums = [torch.linspace(-1, 1, 12, dtype=dtype).view(3, 4), torch.tensor(0.5, dtype=dtype)]
+    key = bound_to_sums(KEY, *sums)
+    assert key != KEY
+    assert key.origin == KEY.origin
+    # The same numbers, whatever their layout and history.
+    assert bound_to_sums(KEY, sums[0].t().clone().t().requires_grad_(), sums[1].clone()) == key
+    for which in range(2):
+        other = [total.clone() for total in sums]
+        flat = other[which].view(-1)
+        flat[-1] = torch.nextafter(flat[-1], torch.tensor(2.0, dtype=dtype))
+        assert bound_to_sums(KEY, *other) != key
+        assert not (draw((50,), key=key) == draw((50,), key=bound_to_sums(KEY, *other))).any()
+    assert bound_to_sums(RandomKey.from_seed(1), *sums) != key

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scatterdp.errors import ConfigError
-from scatterdp.training.device import resolve_device
+from scatterdp.training.device import processor_of, resolve_device
 
 
 def show_devices(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -45,3 +45,10 @@ def test_cuda_devices_that_are_not_there(monkeypatch, name, count):
 def test_other_names_are_refused(name):
     with pytest.raises(ConfigError, match=rf"^device={re.escape(repr(name))}: expected auto, cpu, cuda or cuda:N$"):
         resolve_device(name)
+
+
+def test_what_is_computed_on(monkeypatch):
+    cpu = processor_of("cpu")
+    assert cpu.endswith(f" ({torch.backends.cpu.get_cpu_capability()})")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
+    assert processor_of("cuda:1") == f"card 1, {cpu}"

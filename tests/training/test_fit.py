@@ -25,6 +25,7 @@ from scatterdp.training import fit as fit_module
 from scatterdp.training import loading as loading_module
 from scatterdp.training import loop, normalization
 from scatterdp.training.checkpoint import Checkpoint
+from scatterdp.training.device import processor_of
 from scatterdp.training.evaluation import evaluate
 from scatterdp.training.fit import fit
 from scatterdp.training.plan import TrainingPlan
@@ -413,7 +414,7 @@ class TestResume:
         assert_same_run(whole, resumed)
 
     def test_with_other_threads(self, small_features: FeatureCache, small_extractor: Extractor, tmp_path: Path):
-        """They add up in another order: what has been shown must not be done again so, under the same noise."""
+        """They add up in another order: what has been shown must not be done again so, with other noise."""
         plan, path, threads = make_plan(), tmp_path / "checkpoint.pt", torch.get_num_threads()
         self.killed(small_features, small_extractor, plan, path, 2, key=KEY)
         checkpoint = Checkpoint.load(path)
@@ -428,11 +429,11 @@ class TestResume:
         plan, path = make_plan(), tmp_path / "checkpoint.pt"
         self.killed(small_features, small_extractor, plan, path, 2, key=KEY)
         checkpoint = Checkpoint.load(path)
-        assert checkpoint.processors == (torch.backends.cpu.get_cpu_capability(),)
+        assert checkpoint.processors == (processor_of("cpu"),)
         other = dataclasses.replace(checkpoint, processors=("another",))
         fit(small_features, plan, extractor=small_extractor, resume=other)
         shown = dataclasses.replace(other, released=len(other.metrics) + 1)
-        with pytest.raises(UserError, match=r"go on where there are another$"):
+        with pytest.raises(UserError, match=r"go on with processor another$"):
             fit(small_features, plan, extractor=small_extractor, resume=shown)
 
     def test_with_augmentation_and_train_metrics(

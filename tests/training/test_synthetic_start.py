@@ -121,29 +121,6 @@ def test_a_run_starts_there_and_a_resumed_one_keeps_it(small_features, small_ext
             assert torch.equal(resumed.head.state_dict()[name], value), name
 
 
-def test_another_start_has_other_noise_and_other_batches(small_features, small_extractor, monkeypatch):
-    """Whatever moves the first weights, were it the last bit of one."""
-    used: list[bytes] = []
-    train = fit_module.train
-
-    def watched(*arguments, key: RandomKey, **further):
-        used.append(key.secret)
-        return train(*arguments, key=key, **further)
-
-    monkeypatch.setattr(fit_module, "train", watched)
-    key = RandomKey.from_seed(0)
-    for _ in range(2):
-        fit(small_features, PLAN, extractor=small_extractor, key=key)
-
-    def moved(network: PatchCNN, *arguments) -> None:
-        start_from_synthetic(network, *arguments)
-        network.pooled_scale[0].nextafter_(torch.tensor(1e9))
-
-    monkeypatch.setattr(fit_module, "start_from_synthetic", moved)
-    fit(small_features, PLAN, extractor=small_extractor, key=key)
-    assert used[0] == used[1] != used[2]
-
-
 def test_on_the_command_line(tmp_path, monkeypatch, accounting_once, capsys):
     monkeypatch.chdir(tmp_path)
     flags = [
