@@ -134,12 +134,11 @@ def run(config: BaselinesConfig, *, wait_for_features: float = 0.0) -> RunFolder
         "dtype": config.feature_dtype,
         "progress": ranks.rank == 0,
         "lock_timeout": wait_for_features,
-        "ranks": ranks,
     }
     with (
-        extract_features(dataset, extractor, **how) as features,
+        extract_features(dataset, extractor, ranks=ranks, **how) as features,
         SyntheticFeatures(extractor).cached(**how)
-        if _starts_from_synthetic(config, plan, folder)
+        if ranks.rank == 0 and _starts_from_synthetic(config, plan, folder)
         else nullcontext() as synthetic,
     ):
         seconds_extract = time.monotonic() - begin
@@ -504,9 +503,10 @@ def announce(config: TrainingConfig, plan: TrainingPlan) -> None:
         return
     warn_of_delta(plan)
     how = "given" if config.noise_multiplier is not None else "solved"
+    groups = f" of {plan.num_groups} groups" if plan.input_norm == "GroupNorm" else ""
     say(
         f"plan: {plan.steps} steps, sample rate {plan.selection().sample_rate:.4g}, noise multiplier {plan.sigma:g} ({how}), "
-        f"max_grad_norm {plan.max_grad_norm:g}, lr {plan.lr:g}, input_norm {plan.input_norm}"
+        f"max_grad_norm {plan.max_grad_norm:g}, lr {plan.lr:g}, input_norm {plan.input_norm}{groups}"
     )
     announce_budget(plan)
 

@@ -54,6 +54,9 @@ def _parts(node: ast.expr) -> list[Part]:
             return [Part(name, {})]
         case ast.Call(func=ast.Name(id=name), args=[] | [_] as inner, keywords=keywords):
             settings = {word.arg: _value(name, word.arg, word.value) for word in keywords if word.arg is not None}
+            for setting in settings:
+                if sum(word.arg == setting for word in keywords) > 1:
+                    raise ConfigError(f"{setting}: of {name}, is given twice; give it once")
             if len(settings) == len(keywords):  # fewer: **
                 return [Part(name, settings, of=tuple(part for node in inner for part in _parts(node)))]
     raise ValueError(ast.dump(node))

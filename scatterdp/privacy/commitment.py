@@ -43,14 +43,21 @@ def commitment_key(folder: Path) -> bytes:
         except OSError as error:
             if error.errno in DISK_FULL:
                 remedy = "make room"
-            elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            elif error.errno in (errno.EACCES, errno.EROFS):
                 remedy = "make it writable"
+            elif error.errno in (errno.EPERM, errno.ENOTSUP):  # of os.link, on exFAT for one
+                remedy = "its file system may lack hard links, move the folder to another"
             else:
                 raise
             raise UserError(
                 f"features_dir={folder}: cannot be written ({error.strerror}); {remedy}, and go on with the run by --resume"
             ) from error
-    key = path.read_bytes()
+    try:
+        key = path.read_bytes()
+    except PermissionError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}): the key of somebody else, who alone may read it; give a --features_dir of your own"
+        ) from error
     if len(key) != 32:
         raise UserError(
             f"{path}: found {len(key)} bytes, expected a key of 32; move the file away to have a new one made"

@@ -18,7 +18,6 @@ from scatterdp.privacy.ledger import Ledger
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.training.distributed import LIMITS, describe
 from scatterdp.training.plan import TrainingPlan
-from scatterdp.training.synthetic_views import NUM_IMAGES
 from scatterdp.training.validation import HELD_OUT_RULE, LIMITS_OF_HOLDING_OUT
 
 
@@ -135,6 +134,6 @@ def _from_synthetic_images(plan: TrainingPlan) -> dict[str, str]:
         return {}
     what = " and ".join(parts)
     return {
-        "from_synthetic_images": f"{what}: from features of {NUM_IMAGES} synthetic images and views of them, which come from a fixed seed and no data set, "
-        "after the released normaliser"
+        "from_synthetic_images": f"{what}: from features of synthetic images and views of them, which come from fixed seeds and no data set, "
+        "after the run's normaliser"
     }

@@ -6,6 +6,8 @@ private number enters.
 
 from __future__ import annotations
 
+import itertools
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,9 +20,11 @@ from torch import Tensor
 from scatterdp.cache import FeatureCache, Split, extract_features
 from scatterdp.datasets import Dataset
 from scatterdp.datasets.images import to_channels_first_float
+from scatterdp.errors import CacheError
 from scatterdp.extractors.base import Extractor
 from scatterdp.extractors.synthetic import dead_leaves, photographic_leaves, random_views, wavelet_marginals
-from scatterdp.ranks import Alone, Ranks
+
+logger = logging.getLogger(__name__)
 
 NUM_IMAGES = 4000
 PAIRS = 2  # of views of an image
@@ -55,13 +59,16 @@ def synthetic_views(image_shape: tuple[int, int, int]) -> Dataset:
     """
     images = images_for(image_shape, NUM_IMAGES)
     kinds = np.repeat(np.arange(3), (NUM_IMAGES // 2, NUM_IMAGES // 4, NUM_IMAGES // 4))
-    views = np.concatenate([_bytes(random_views(images, seed=2 * pair + i)) for i in range(2) for pair in range(PAIRS)])
     every = max(1, NUM_IMAGES // _SAMPLE)
+    sample = _bytes(images[::every])
+    views = np.empty((2 * PAIRS, NUM_IMAGES, *sample.shape[1:]), np.uint8)
+    for number, (i, pair) in enumerate(itertools.product(range(2), range(PAIRS))):
+        views[number] = _bytes(random_views(images, seed=2 * pair + i))
     return Dataset(
         name="synthetic-views",
-        x_train=views,
+        x_train=views.reshape(-1, *sample.shape[1:]),
         y_train=np.tile(kinds, 2 * PAIRS),
-        x_test=_bytes(images[::every]),
+        x_test=sample,
         y_test=kinds[::every],
         class_names=_KINDS,
         public=True,
@@ -70,7 +77,7 @@ def synthetic_views(image_shape: tuple[int, int, int]) -> Dataset:
 
 def _bytes(images: Tensor) -> np.ndarray:
     """``(B, H, W)`` or ``(B, H, W, 3)`` uint8 of ``(B, C, H, W)`` in [0, 1]."""
-    rounded = (images * 255).round_().to(torch.uint8)
+    rounded = torch.cat([(batch * 255).round_().to(torch.uint8) for batch in images.split(_BATCH)])
     return rounded[:, 0].numpy() if rounded.shape[1] == 1 else rounded.movedim(1, 3).contiguous().numpy()
 
 
@@ -86,17 +93,19 @@ class SyntheticFeatures:
         self._cache: FeatureCache | None = None
 
     @contextmanager
-    def cached(self, *, ranks: Ranks | None = None, **how: Any) -> Iterator[Self]:
-        """These features from a cache, which is made where it is missing.
+    def cached(self, **how: Any) -> Iterator[Self]:
+        """These features from a cache, which is made where it is missing; where it cannot be, says so and computes them.
 
         Args:
-            ranks: the processes that call this together.
-            how: as for :func:`scatterdp.cache.extract_features`, whose errors are raised.
+            how: as for :func:`scatterdp.cache.extract_features`.
         """
-        ranks = ranks or Alone()
-        # Of several machines each might round images to other bytes.
-        views = ranks.share(self._views if ranks.rank == 0 else None)
-        with extract_features(views, self.extractor, ranks=ranks, **how) as cache:
+        try:
+            cache = extract_features(synthetic_views(self.extractor.input_shape), self.extractor, **how)
+        except CacheError as error:  # a folder that is full, locked or not to be written is no reason not to train
+            logger.warning("features of synthetic images are computed and not kept: %s", error)
+            yield self
+            return
+        with cache:
             self._cache = cache
             try:
                 yield self

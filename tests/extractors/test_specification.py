@@ -28,7 +28,7 @@ def test_words(text, parts):
 @pytest.mark.parametrize(
     "text",
     ["", "a+", "a-b", "a b", "a(1)", "a(**x)", "a.b", "2*(a+b)", "a*2", "[a]", "(" * 500,
-     "lambda: a", "True*a", "1" + "0" * 400 + "*a", "a(x=1, x=2)", "1", "'a'"],
+     "lambda: a", "True*a", "1" + "0" * 400 + "*a", "1", "'a'"],
 )  # fmt: skip
 def test_what_is_no_specification(text):
     with pytest.raises(ConfigError, match="expected extractors joined by"):
@@ -46,6 +46,8 @@ def test_what_is_no_value(value):
 def test_messages_say_what_is_wrong():
     with pytest.raises(ConfigError, match=r"\('\(' was never closed\)$"):
         parse_extractor("a(")
+    with pytest.raises(ConfigError, match=r"^x: of a, is given twice; give it once$"):
+        parse_extractor("b+a(x=1, y=2, x=1)")
     with pytest.raises(ConfigError, match="extractor='patchs': did you mean patches"):
         make_extractor("patchs", (1, 8, 8))
     with pytest.raises(ConfigError, match=r"extractor: scales 0.0, 1.0: expected a finite number > 0"):

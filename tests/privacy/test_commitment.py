@@ -1,6 +1,7 @@
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,36 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
-    def refused(*_: Any, **__: Any) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+def refusing(error: int) -> Callable[..., None]:
+    """What the operating system refuses; tests may run as somebody whom it refuses nothing."""
 
-    monkeypatch.setattr("tempfile.mkstemp", refused)
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(error, os.strerror(error))
+
+    return refuse
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.mkstemp", refusing(errno.EROFS))
     with pytest.raises(UserError, match=r"^features_dir=.*Read-only file system\); make it writable, and go on"):
+        commitment_key(tmp_path)
+
+
+def test_a_file_system_without_hard_links_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.link", refusing(errno.EPERM))
+    with pytest.raises(
+        UserError, match=r"not permitted\); its file system may lack hard links, move the folder to another"
+    ):
+        commitment_key(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_somebody_elses_key_is_one_sentence(tmp_path, monkeypatch):
+    commitment_key(tmp_path)
+    monkeypatch.setattr(Path, "read_bytes", refusing(errno.EACCES))
+    with pytest.raises(
+        UserError, match=r"commitment.key: cannot be read \(Permission denied\): the key of somebody else"
+    ):
         commitment_key(tmp_path)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from scatterdp import baselines
-from scatterdp.cache import FeatureCache, extract_features
+from scatterdp.cache import FeatureCache, extract_features, extraction, writer_lock
 from scatterdp.errors import UserError
 from scatterdp.extractors import make_extractor
 from scatterdp.extractors.base import Extractor
@@ -121,6 +123,30 @@ def test_a_second_run_finds_them(tmp_path, monkeypatch, accounting_once, capsys)
     assert baselines.main([*FLAGS, "--run_dir=third"]) == 2
     assert "do not match their digest; remove it with `python -m scatterdp cache rm" in capsys.readouterr().err
     assert json.loads(Path("second/certificate.json").read_text())["features"]["extractor"] == "patches"
+
+
+def test_a_run_goes_on_without_their_cache(tmp_path, monkeypatch, accounting_once, caplog):
+    """While another one writes it, as when seeds are started at once, or where the folder cannot be written any more."""
+    monkeypatch.chdir(tmp_path)
+    assert baselines.main([*FLAGS, "--seed=1", "--run_dir=first"]) == 0
+    (file,) = Path("features").glob("synthetic-views-patches-float32-*.h5")
+    file.unlink()
+    with writer_lock(file):
+        assert baselines.main([*FLAGS, "--seed=1", "--run_dir=second"]) == 0
+    assert "synthetic images are computed and not kept: " in caplog.text
+    assert "is writing this feature cache" in caplog.text
+    caplog.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(extraction, "writer_lock", refused)
+        assert baselines.main([*FLAGS, "--seed=1", "--run_dir=third"]) == 0
+    assert "computed and not kept: features_dir=features: cannot be written (Permission denied)" in caplog.text
+    assert not file.exists()
+    expected = Path("first/model.safetensors").read_bytes()
+    assert all(Path(run, "model.safetensors").read_bytes() == expected for run in ("second", "third"))
+
+
+def refused(*_: Any, **__: Any) -> None:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def test_runs_without_a_preconditioner_make_none(tmp_path, monkeypatch, accounting_once):

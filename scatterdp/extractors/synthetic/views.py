@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 _LIGHT = 0.3
 _SHIFT = 0.09
+_BATCH = 128  # computed at a time, which saves memory
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,31 @@ def random_views(images: Tensor, *, seed: int, changes: Changes = ANYWHERE) -> T
 
     side, angle = uniform(*changes.sides), uniform(-changes.degrees, changes.degrees) * (math.pi / 180)
     right, down = (uniform(-1, 1) * (1 - side if changes.move is None else changes.move) for _ in range(2))
-    views = crop(images, side=side, angle=angle, right=right, down=down)
+    brightness, contrast = (uniform(1 - _LIGHT, 1 + _LIGHT, 1, 1, 1) for _ in range(2))
+    saturation = uniform(1 - changes.saturation, 1 + changes.saturation, 1, 1, 1)
+    shift = uniform(-_SHIFT, _SHIFT, images.shape[1], 1, 1)
+    views = torch.empty_like(images)
+    drawn = (side, angle, right, down, brightness, contrast, saturation, shift)
+    for view, *batch in zip(*(every.split(_BATCH) for every in (views, images, *drawn)), strict=True):
+        view.copy_(_view(*batch))
+    return views
 
-    views = views * uniform(1 - _LIGHT, 1 + _LIGHT, 1, 1, 1)
-    views = _further_from(views.mean((1, 2, 3), keepdim=True), views, uniform(1 - _LIGHT, 1 + _LIGHT, 1, 1, 1))
-    grey = views.mean(1, keepdim=True)
-    views = _further_from(grey, views, uniform(1 - changes.saturation, 1 + changes.saturation, 1, 1, 1))
-    views = views + uniform(-_SHIFT, _SHIFT, images.shape[1], 1, 1)
-    return views.clamp(0, 1)
+
+def _view(
+    images: Tensor,
+    side: Tensor,
+    angle: Tensor,
+    right: Tensor,
+    down: Tensor,
+    brightness: Tensor,
+    contrast: Tensor,
+    saturation: Tensor,
+    shift: Tensor,
+) -> Tensor:
+    views = crop(images, side=side, angle=angle, right=right, down=down) * brightness
+    views = _further_from(views.mean((1, 2, 3), keepdim=True), views, contrast)
+    views = _further_from(views.mean(1, keepdim=True), views, saturation)
+    return (views + shift).clamp(0, 1)
 
 
 def crop(images: Tensor, *, side: Tensor, angle: Tensor, right: Tensor, down: Tensor) -> Tensor:
