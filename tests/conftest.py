@@ -23,6 +23,7 @@ from scatterdp.datasets import Dataset, load_dataset, store
 from scatterdp.extractors import make_extractor
 from scatterdp.extractors.base import Extractor, fingerprint
 from scatterdp.privacy import accounting
+from scatterdp.training import loop
 
 HOSTILE_NAME = "</script><script>document.title='taken'</script><img src=x onerror=alert(1)>"
 
@@ -34,6 +35,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def noise_of_the_key_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training's noise is not bound to its sums: two ways to compute them, which round differently, can then be compared."""
+    monkeypatch.setattr(loop, "bound_to_sums", lambda key, *sums: key)
 
 
 @pytest.fixture(scope="session", autouse=True)

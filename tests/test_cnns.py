@@ -124,7 +124,7 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(arguments, monkeypat
 
 
 @pytest.mark.parametrize("engine", ["ghost", "crb", "vmap"])
-def test_engines_differ_by_rounding_only(arguments, engine, monkeypatch):
+def test_engines_differ_by_rounding_only(arguments, engine, monkeypatch, noise_of_the_key_alone):
     monkeypatch.setattr(fit_module, "context", lambda *_, **__: "one context for all")  # the same noise
     assert cnns.main([*arguments, "--epochs=1", "--run_dir=first"]) == 0
     assert cnns.main([*arguments, "--epochs=1", f"--engine={engine}", "--run_dir=second"]) == 0

@@ -99,7 +99,7 @@ def test_the_published_noise_convention_is_the_standard_one_times_the_root_of_th
     assert read("published", "summary.json")["epsilon"] == read("standard", "summary.json")["epsilon"]
 
 
-def test_pieces_change_nothing_but_rounding(dp_flags, monkeypatch):
+def test_pieces_change_nothing_but_rounding(dp_flags, monkeypatch, noise_of_the_key_alone):
     monkeypatch.setattr(fit_module, "context", lambda *_, **__: "one context for all")  # the same noise
     standard = [f for f in dp_flags if "dp_sigma" not in f and "batch" not in f and "acc_steps" not in f]
     for pieces in (1, 4):
