@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import shlex
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+
+from scatterdp.processor import cpu_instructions
 
 # Not -ffast-math: linking with it switches the whole process to flushing small numbers to zero.
 FLAGS = (
@@ -35,7 +36,7 @@ def compiled(source: Path, macros: Mapping[str, int]) -> Path:
         version = subprocess.run([*compiler, "--version"], capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise KernelUnavailableError(f"the compiler {shlex.join(compiler)} cannot be run ({error})") from error
-    facts = b"\0".join([source.read_bytes(), version, _processor().encode(), *(a.encode() for a in arguments)])
+    facts = b"\0".join([source.read_bytes(), version, cpu_instructions().encode(), *(a.encode() for a in arguments)])
     folder = _cache_folder()
     library = folder / f"{source.stem}-{hashlib.sha256(facts).hexdigest()[:24]}.so"
     if not library.exists():
@@ -58,15 +59,6 @@ def _compiler() -> list[str]:
         if shutil.which(name):
             return [name]
     raise KernelUnavailableError("there is no C++ compiler (g++ or clang++; name one with CXX)")
-
-
-def _processor() -> str:
-    """What ``-march=native`` depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
 def _cache_folder() -> Path:

@@ -32,7 +32,8 @@ def bound_to_sums(key: RandomKey, *sums: Tensor) -> RandomKey:
     """The key for the noise of these very numbers, to the bit.
 
     Sums that differ, if only because other threads or another processor rounded them in another way, then never meet the same noise: their difference
-    would have none. Equal sums meet equal noise, so that a step that is done twice alike releases nothing new.
+    would have none. Equal sums meet equal noise, so that a step that is done twice alike releases nothing new. What two different runs of one key release
+    tells whether their sums were equal, which no noise hides: a key is for one run.
 
     Args:
         sums: exact, private; those of one release together.

@@ -1,8 +1,8 @@
 """Randomness as an object: a keyed, counter-based stream.
 
-Every random number of a run is a function of ``(key, purpose, counter)``: SHAKE-256 (FIPS 202) of the three,
-read as 64-bit words. Two things follow. A run that was killed continues with the very numbers it would have
-drawn, so nothing is released twice with fresh noise; and, with a key of 256 bits from the operating system,
+Every random number is a function of ``(key, purpose, counter)``: SHAKE-256 (FIPS 202) of the three,
+read as 64-bit words. Two things follow. A run that was killed and computes the same sums again (noise is bound to them,
+:func:`scatterdp.privacy.noise.bound_to_sums`) adds the very noise that it would have added; and, with a key of 256 bits from the operating system,
 nobody who lacks the key can predict or brute-force the noise. (``torch``'s CPU generator keeps 32 bits of its
 seed: four billion candidates, each testable against a released model.)
 
@@ -97,7 +97,7 @@ def describe_origin(origin: Origin) -> dict[str, object]:
         "key": {
             "system": "256 bits from the operating system",
             "seed": "derived from a seed that the user gave",
-            "caller": "256 bits that the calling program gave; the guarantee holds if they are random and nobody else knows them",
+            "caller": "256 bits that the calling program gave; the guarantee holds if they are random, used once, and nobody else knows them",
         }[origin],
         "cryptographic": not known,
         "caveat": (

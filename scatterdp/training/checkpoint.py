@@ -20,7 +20,7 @@ from scatterdp.errors import UserError
 from scatterdp.privacy.randomness import RandomKey
 from scatterdp.writing import whole_file
 
-SCHEMA = 8
+SCHEMA = 8  # raised, too, with every change of how features, statistics or sums are rounded: steps are done again after a kill
 _DIGEST_BYTES = 32
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import platform
-from pathlib import Path
 
 import torch
 
 from scatterdp.errors import ConfigError
+from scatterdp.processor import cpu_fingerprint
 from scatterdp.ranks import several
 
 
@@ -40,23 +39,11 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda":
         # TensorFloat-32 keeps 10 bits: features would differ from the CPU's. Private sums switch it off themselves.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.deterministic = True  # a step that is done again after a kill has to be the same step
     return device
 
 
 def processor_of(device: torch.device | str) -> str:
-    """What torch computes on, as far as its results depend on it: the CPU's model and instructions and, on CUDA, the device's model."""
-    model = next(
-        (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
-    )
-    cpu = f"{model} ({torch.backends.cpu.get_cpu_capability()})"
+    """What torch computes on, as far as its rounding depends on it: the CPU and what torch uses of it and, on CUDA, the device's model."""
+    cpu = f"{cpu_fingerprint()} ({torch.backends.cpu.get_cpu_capability()})"
     device = torch.device(device)
     return f"{torch.cuda.get_device_name(device)}, {cpu}" if device.type == "cuda" else cpu
-
-
-def _cpuinfo() -> list[str]:
-    """Linux; empty elsewhere."""
-    try:
-        return Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []

@@ -9,7 +9,7 @@ Every process holds a contiguous part of the rows. A step is the step of one pro
    of the parts is the Poisson sample that the ledger counts, not an approximation to one.
 2. **sum** – each process clips and adds up its rows' gradients; the K sums are added up, in the order of the processes (:meth:`Processes.add_up`).
    The same job done again therefore gives the same bits, which a library's own order of addition does not promise.
-3. **noise** – is drawn once. Every process computes the same draw from the run's key and adds it to the same sum: standard deviation σ·C in all,
+3. **noise** – is drawn once. Every process computes the same draw from the run's key and the sum, and adds it to that sum: standard deviation σ·C in all,
    neither K draws of σ·C nor K of σ·C/√K. So all have the same gradient, and the same weights, without sending them. That they do is checked
    after every epoch by a digest; processes that disagree stop the run.
 
@@ -26,7 +26,8 @@ machines and a network that are as trusted as a single machine would be. Rank 0 
 step is bound to its sums (:func:`scatterdp.privacy.noise.bound_to_sums`), so the same step with other digits has other noise, as it has with other threads or on
 another processor: their exact difference never shows. But it would be a second release, for which the ledger has no entry. So a run
 goes on with another K only if nothing has been released beyond its checkpoint. Batches, first weights and, but for a preconditioner, statistics do not depend on K. Two runs of one
-seed and different K, which a certificate warns of, have their batches in common: their ledgers do not compose as those of independent samples do.
+seed and different K, which a certificate warns of, have their batches in common, and are equal where the sums are: their ledgers do not compose as those of independent
+runs do.
 
 **A process that dies** (or a machine that is gone) closes its connections: the others stop with a sentence, ``torchrun`` ends them all, and
 ``--resume`` goes on from rank 0's checkpoint.
@@ -221,5 +222,5 @@ def describe(history: Sequence[tuple[int, int]], *, sampler: str) -> dict[str, A
         "processes": [{"number": number, "from_step": step} for step, number in history],
         "rows": "each process holds a part of the rows, and each row is held by one process",
         **({"batch": _BATCHES[sampler]} if sampler in _BATCHES else {}),
-        "noise": "one draw in all: every process computes the same numbers from the run's key and adds them to the sum over all processes",
+        "noise": "one draw in all: every process computes the same numbers from the run's key and the sum, and adds them to the sum over all processes",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from scatterdp.training.device import processor_of
 from scatterdp.training.distributed import (
     Processes,
     RowsOfProcess,
+    bits_of,
     check_same,
     only_process,
     part_of,
@@ -129,7 +131,7 @@ def fit(
     here = context(
         features,
         plan,
-        augmented=augmented_images is not None,
+        augmented=None if augmented_images is None else _rounding_of(extractor),
         physical_batch_size=physical_batch_size,
         device=device if processes.size == 1 else torch.device(device).type,  # each has a device of its own
         statistics=statistics,
@@ -154,6 +156,10 @@ def fit(
         raise UserError(
             "resume: data, settings, device or versions are not those that the run began with; its noise must not be used "
             "for anything else: restore them, or start a new run"
+        )
+    if torch.device(device).type == "cuda":
+        torch.backends.cudnn.deterministic = (
+            True  # so that steps that are done again after a kill are more likely the same steps
         )
     threads = tuple(processes.gather(torch.get_num_threads()))
     processors = tuple(processes.gather(processor_of(device)))
@@ -470,7 +476,7 @@ def context(
     features: Features,
     plan: TrainingPlan,
     *,
-    augmented: bool,
+    augmented: str | None,
     physical_batch_size: int,
     device: torch.device | str,
     statistics: PublicStatistics | None = None,
@@ -479,8 +485,11 @@ def context(
 ) -> str:
     """Everything that decides a run's numbers beside its key, but for what rounds its sums in another way (processes, threads, processors): their
     noise is bound to the sums themselves, and a checkpoint minds who goes on from it.
+
+    Args:
+        augmented: where features are computed while training, a digest of some, to the bit.
     """
-    versions = {name: version(name) for name in ("scatterdp", "torch", "numpy", "scipy")}
+    versions = {name: version(name) for name in ("scatterdp", "torch", "numpy", "scipy", "pillow")}
     data = (features.dataset_fingerprint, features.extractor_fingerprint, features.dtype, features.content_digest())
     given = () if statistics is None else (statistics.digest(),)
     given += () if network is None else (network.description,)
@@ -491,6 +500,12 @@ def context(
         else (_rows_of(features), _rows_of(validation))
     )
     return repr((data, plan, augmented, physical_batch_size, str(device), versions, DRAWS, *given, *rows))
+
+
+def _rounding_of(extractor: Extractor) -> str:
+    """A digest of two made-up images' features: with a compiled kernel and without they differ in their last digits."""
+    images = torch.rand(2, *extractor.input_shape, generator=torch.Generator().manual_seed(0))
+    return hashlib.sha256(bits_of([extractor(images)])).hexdigest()
 
 
 def _rows_of(features: Features | None) -> tuple[str, ...]:

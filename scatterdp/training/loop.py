@@ -1,7 +1,7 @@
 """The training loop: sample, clip, sum, add noise, divide by the expected batch size, step.
 
 One loop for every head and engine. It runs exactly the steps that the plan's event counts, on the batches that the
-plan's sampler draws. All randomness is a function of the run's key and the step number, so a loop that continues from
+plan's sampler draws. All randomness is a function of the run's key, the step number and, for noise, the exact sums, so a loop that continues from
 a saved :class:`TrainingState` ends with the same weights, bit for bit, as one that was never interrupted.
 """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any, Self
 
@@ -91,22 +91,23 @@ class SyntheticFeatures:
     def __init__(self, extractor: Extractor) -> None:
         self.extractor = extractor
         self._cache: FeatureCache | None = None
+        self._dtype = torch.float32  # that features are rounded to
 
     @contextmanager
-    def cached(self, **how: Any) -> Iterator[Self]:
-        """These features from a cache, which is made where it is missing; where it cannot be, says so and computes them.
+    def cached(self, *, dtype: str = "float32", **how: Any) -> Iterator[Self]:
+        """These features from a cache, which is made where it is missing; where it cannot be made, says so and computes the same numbers.
 
         Args:
-            how: as for :func:`scatterdp.cache.extract_features`.
+            dtype: of the cache.
+            how: the rest, as for :func:`scatterdp.cache.extract_features`.
         """
-        try:
-            cache = extract_features(synthetic_views(self.extractor.input_shape), self.extractor, **how)
-        except CacheError as error:  # a folder that is full, locked or not to be written is no reason not to train
-            logger.warning("features of synthetic images are computed and not kept: %s", error)
-            yield self
-            return
-        with cache:
-            self._cache = cache
+        with ExitStack() as stack:
+            try:
+                self._cache = stack.enter_context(extract_features(self._views, self.extractor, dtype=dtype, **how))
+                del self._views  # as large as a small data set
+            except CacheError as error:  # a folder that is full, locked or not to be written is no reason not to train
+                logger.warning("features of synthetic images are computed and not kept: %s", error)
+                self._dtype = getattr(torch, dtype)
             try:
                 yield self
             finally:
@@ -133,4 +134,4 @@ class SyntheticFeatures:
         images = self._views.split(split)[0][first:stop]
         for start in range(0, len(images), _BATCH):
             batch = torch.from_numpy(to_channels_first_float(images[start : start + _BATCH]))
-            yield self.extractor(batch).cpu()
+            yield self.extractor(batch).cpu().to(self._dtype).float()

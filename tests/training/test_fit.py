@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -435,6 +436,34 @@ class TestResume:
         shown = dataclasses.replace(other, released=len(other.metrics) + 1)
         with pytest.raises(UserError, match=r"go on with processor another$"):
             fit(small_features, plan, extractor=small_extractor, resume=shown)
+
+    def test_features_that_would_be_computed_in_another_way(
+        self,
+        small_features: FeatureCache,
+        small_dataset: Dataset,
+        small_extractor: Extractor,
+        tmp_path: Path,
+        monkeypatch,
+    ):
+        """As without the compiler that the run had when it began: it matters where features are computed while training."""
+        plan = make_plan()
+        for how in ({}, {"augmented_images": small_dataset.x_train}):
+            path = tmp_path / f"{len(how)}.pt"
+            self.killed(small_features, small_extractor, plan, path, 2, key=KEY, **how)
+            with monkeypatch.context() as patch:
+                patch.setattr(
+                    type(small_extractor),
+                    "__call__",
+                    lambda self, images, old=type(small_extractor).__call__: old(self, images) * (1 + 1e-6),
+                )
+                refused = (
+                    pytest.raises(UserError, match="resume: data, settings, device or versions")
+                    if how
+                    else nullcontext()
+                )
+                with refused:
+                    fit(small_features, plan, extractor=small_extractor, resume=Checkpoint.load(path), **how)
+            fit(small_features, plan, extractor=small_extractor, resume=Checkpoint.load(path), **how)
 
     def test_with_augmentation_and_train_metrics(
         self,

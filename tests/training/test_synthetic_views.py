@@ -128,17 +128,18 @@ def test_a_second_run_finds_them(tmp_path, monkeypatch, accounting_once, capsys)
 def test_a_run_goes_on_without_their_cache(tmp_path, monkeypatch, accounting_once, caplog):
     """While another one writes it, as when seeds are started at once, or where the folder cannot be written any more."""
     monkeypatch.chdir(tmp_path)
-    assert baselines.main([*FLAGS, "--seed=1", "--run_dir=first"]) == 0
-    (file,) = Path("features").glob("synthetic-views-patches-float32-*.h5")
+    flags = [*FLAGS, "--seed=1", "--feature_dtype=float16"]
+    assert baselines.main([*flags, "--run_dir=first"]) == 0
+    (file,) = Path("features").glob("synthetic-views-patches-float16-*.h5")
     file.unlink()
     with writer_lock(file):
-        assert baselines.main([*FLAGS, "--seed=1", "--run_dir=second"]) == 0
+        assert baselines.main([*flags, "--run_dir=second"]) == 0
     assert "synthetic images are computed and not kept: " in caplog.text
     assert "is writing this feature cache" in caplog.text
     caplog.clear()
     with monkeypatch.context() as patch:
         patch.setattr(extraction, "writer_lock", refused)
-        assert baselines.main([*FLAGS, "--seed=1", "--run_dir=third"]) == 0
+        assert baselines.main([*flags, "--run_dir=third"]) == 0
     assert "computed and not kept: features_dir=features: cannot be written (Permission denied)" in caplog.text
     assert not file.exists()
     expected = Path("first/model.safetensors").read_bytes()

@@ -165,7 +165,7 @@ class TestRuns:
             return context(
                 TrainingSubset(small_features, np.arange(*trained)),
                 PLAN,
-                augmented=False,
+                augmented=None,
                 physical_batch_size=8,
                 device="cpu",
                 validation=None if validated is None else TrainingSubset(small_features, np.arange(*validated)),
