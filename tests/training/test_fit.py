@@ -446,21 +446,14 @@ class TestResume:
         monkeypatch,
     ):
         """As without the compiler that the run had when it began: it matters where features are computed while training."""
-        plan = make_plan()
-        for how in ({}, {"augmented_images": small_dataset.x_train}):
+        plan, call = make_plan(), type(small_extractor).__call__
+        cases: list[dict[str, Any]] = [{}, {"augmented_images": small_dataset.x_train}]
+        for how in cases:
             path = tmp_path / f"{len(how)}.pt"
             self.killed(small_features, small_extractor, plan, path, 2, key=KEY, **how)
             with monkeypatch.context() as patch:
-                patch.setattr(
-                    type(small_extractor),
-                    "__call__",
-                    lambda self, images, old=type(small_extractor).__call__: old(self, images) * (1 + 1e-6),
-                )
-                refused = (
-                    pytest.raises(UserError, match="resume: data, settings, device or versions")
-                    if how
-                    else nullcontext()
-                )
+                patch.setattr(type(small_extractor), "__call__", lambda self, images: call(self, images) * (1 + 1e-6))
+                refused = pytest.raises(UserError, match="resume: data, settings, device or") if how else nullcontext()
                 with refused:
                     fit(small_features, plan, extractor=small_extractor, resume=Checkpoint.load(path), **how)
             fit(small_features, plan, extractor=small_extractor, resume=Checkpoint.load(path), **how)
