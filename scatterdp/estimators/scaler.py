@@ -18,7 +18,6 @@ True
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -180,20 +179,19 @@ def _released(
     import torch
 
     from scatterdp.linear.method import gaussian_entry
-    from scatterdp.privacy.noise import gaussian_noise
+    from scatterdp.privacy.noise import bound_to_sums, gaussian_noise
 
     count, size = rows.shape[0], rows.shape[1]
     total = np.zeros(2 * size)
     for block in inputs.blocks_of(rows):
         total += contribution(block, low, high).sum(0)
-    # Bound to the sums themselves: the same noise never meets another sum, so that no difference cancels it.
-    exact = hashlib.sha256(total.tobytes() + low.tobytes() + high.tobytes()).hexdigest()
+    bound_key = bound_to_sums(key, *map(torch.tensor, (total, low, high)))
     sensitivity = _sensitivity(size)
     noise = gaussian_noise(
         (2 * size,),
         noise_multiplier=noise_multiplier,
         sensitivity=sensitivity,
-        key=key.bound_to(repr((exact, count, noise_multiplier))),
+        key=bound_key.bound_to(repr((count, noise_multiplier))),
         purpose="feature sums",
         counter=0,
         dtype=torch.float64,

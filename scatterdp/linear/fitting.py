@@ -156,7 +156,7 @@ def fit_linear(
         raise UserError(f"y: class numbers from {np.min(y)} to {np.max(y)}, expected 0 to {num_classes - 1}")
     first, stop = part_of(problem.num_examples, processes.rank, processes.size)
     rows, digest = unit_rows(x, y, first, stop)
-    if processes.size > 1:  # the key is bound to their number too: they add in another order
+    if processes.size > 1:  # each has digested its own part
         digest = repr(processes.gather(digest))
     key = key.bound_to(repr((digest, plan.method, budget, centre, DRAWS)))
     entries: list[LedgerEntry] = []

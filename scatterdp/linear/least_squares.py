@@ -65,7 +65,7 @@ class LeastSquares:
         products = exact_products(rows, p, processes)
         exact = exact_second_moments(rows, p, constant=_CONSTANT, processes=processes)
         eigenvalue = torch.linalg.eigvalsh(exact)[0]
-        own_key = bound_to_sums(key, products, exact, eigenvalue)
+        own_key = bound_to_sums(key, products, eigenvalue)
 
         def noise(shape: tuple[int, ...], factor: float, purpose: str):
             return gaussian_noise(

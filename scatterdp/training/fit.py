@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from scatterdp.engines import ENGINES, check_by_example
 from scatterdp.errors import UserError
 from scatterdp.extractors.base import Extractor
 from scatterdp.heads import Head, PatchCNN, Precondition, make_classifier
+from scatterdp.heads.weights import tensors_digest
 from scatterdp.privacy.commitment import commitment_key
 from scatterdp.privacy.ledger import Ledger, LedgerEntry, finite_or_none
 from scatterdp.privacy.randomness import RandomKey
@@ -28,7 +28,6 @@ from scatterdp.training.device import processor_of
 from scatterdp.training.distributed import (
     Processes,
     RowsOfProcess,
-    bits_of,
     check_same,
     only_process,
     part_of,
@@ -158,9 +157,8 @@ def fit(
             "for anything else: restore them, or start a new run"
         )
     if torch.device(device).type == "cuda":
-        torch.backends.cudnn.deterministic = (
-            True  # so that steps that are done again after a kill are more likely the same steps
-        )
+        # So that steps that are done again after a kill are more likely the same steps.
+        torch.backends.cudnn.deterministic = True
     threads = tuple(processes.gather(torch.get_num_threads()))
     processors = tuple(processes.gather(processor_of(device)))
     if resume is not None:
@@ -505,7 +503,7 @@ def context(
 def _rounding_of(extractor: Extractor) -> str:
     """A digest of two made-up images' features: with a compiled kernel and without they differ in their last digits."""
     images = torch.rand(2, *extractor.input_shape, generator=torch.Generator().manual_seed(0))
-    return hashlib.sha256(bits_of([extractor(images)])).hexdigest()
+    return tensors_digest({"features": extractor(images)})
 
 
 def _rows_of(features: Features | None) -> tuple[str, ...]:
