@@ -7,6 +7,7 @@ over NFS two machines' writes to one page may be lost).
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
@@ -56,6 +57,7 @@ class TorchRanks:
         self._distributed = distributed
         if not distributed.is_initialized():
             distributed.init_process_group("gloo")
+            atexit.register(_disconnect)
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
 
     def share(self, value: Any) -> Any:
@@ -85,6 +87,14 @@ def connected() -> bool:
     """Whether this process has connections to others."""
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and several() and distributed.is_initialized()
+
+
+def _disconnect() -> None:
+    """Close the connections while the interpreter is whole, also at the end of a script that has no :func:`end`."""
+    import torch.distributed as distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def end(code: int) -> NoReturn:
