@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -135,16 +136,45 @@ class Textures:
         return self
 
 
+_opened: list[Callable[[str], None]] = []
+
+
+@functools.cache
+def _watch_opening() -> None:
+    """What Python opens, in whatever way, is told to those who ask; such a hook stays for the life of the process."""
+
+    def told(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
+            for ask in _opened:
+                ask(os.path.realpath(os.fsdecode(arguments[0])))
+        elif event in ("socket.connect", "socket.getaddrinfo"):
+            for ask in _opened:
+                ask(event)
+
+    sys.addaudithook(told)
+
+
 @pytest.fixture
 def no_data_in_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No data folder in reach and every way to a data set closed; nothing may be left in the working folder."""
+    """No data folder in reach; no file is opened but programs, compiled kernels and what the system says of itself; nothing may be left in the working folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SCATTERDP_DATA", str(tmp_path / "nothing"))
-    monkeypatch.setattr("builtins.open", lambda *arguments, **options: pytest.fail(f"opened {arguments[0]}"))
-    monkeypatch.setattr(np, "load", lambda *arguments, **options: pytest.fail(f"loaded {arguments[0]}"))
+    programs = (sys.prefix, sys.base_prefix, Path(scatterdp.__file__).parent, Path(__file__).parent)
+    kernels = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scatterdp"
+    allowed = [os.path.realpath(folder) + os.sep for folder in (*programs, kernels, "/proc", "/sys", "/dev")]
+    samples = f"{os.sep}sklearn{os.sep}datasets{os.sep}"
+
+    def ask(opened: str) -> None:
+        if samples in opened or not (opened + os.sep).startswith(tuple(allowed)):
+            pytest.fail(f"opened {opened}")
+
+    monkeypatch.setattr(h5py, "File", lambda name, *arguments, **options: ask(os.path.realpath(name)))
     for asked in [each for each in dir(store) if callable(getattr(store, each)) and not each.startswith("_")]:
         monkeypatch.setattr(store, asked, lambda *arguments, **options: pytest.fail("a data set was asked for"))
+    _watch_opening()
+    _opened.append(ask)
     yield
+    _opened.remove(ask)
     assert not list(tmp_path.iterdir())
 
 

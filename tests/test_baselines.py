@@ -233,6 +233,7 @@ class TestWholeRun:
         assert certificate["epsilon_by_accountant"]["rdp"] == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-6)
         assert certificate["epsilon"] <= certificate["epsilon_by_accountant"]["rdp"]
         assert certificate["data"]["fingerprint"] == load_dataset("digits").fingerprint
+        assert "settings were chosen by the test accuracy of models" in certificate["statement"]
 
     def test_a_row_an_epoch(self, whole: WholeRun):
         rows, summary = read_rows(whole.folder), read_json(whole.folder / "summary.json")
@@ -824,6 +825,13 @@ class TestFlags:
         torch.testing.assert_close(first["classifier.weight"], second["classifier.weight"], rtol=1e-4, atol=1e-5)
         assert claims(work / "17") == claims(work / "1437")
 
+    def test_the_line_says_what_had_no_noise(self, run):
+        outcome = run(
+            "--dataset=digits", "--epochs=1", "--noise_multiplier=2", "--input_norm=BN", "--bn_noise_multiplier=0"
+        )
+        assert outcome.code == 0
+        assert "\nNOT PRIVATE (statistics without noise, bn_noise_multiplier=0): test accuracy 0." in outcome.out
+
     def test_without_noise_nothing_is_claimed(self, run, work: Path):
         outcome = run("--dataset=digits", "--epochs=2", "--noise_multiplier=0", "--run_dir=run")
         assert outcome.code == 0
@@ -917,6 +925,7 @@ class TestFlags:
         assert outcome.code == 0
         certificate = read_json(work / "run" / "certificate.json")
         assert certificate["data"]["name"] == "own"
+        assert certificate["assumptions"] == []
         assert re.fullmatch("[0-9a-f]{64}", certificate["data"]["commitment"])
         assert certificate["sampler"]["kind"] == "full"
         for name, content in contents(work / "run").items():

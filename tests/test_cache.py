@@ -344,6 +344,13 @@ def test_an_extractor_for_another_image_shape_is_refused(tmp_path):
         extract_features(DATASET, extractor, features_dir=tmp_path)
 
 
+def test_the_name_of_an_extractor_is_none(tmp_path):
+    name: Any = "scatternet"
+    with pytest.raises(ConfigError, match=r"^extractor='scatternet': expected what make_extractor\('scatternet', "):
+        extract_features(DATASET, name, features_dir=tmp_path)
+    assert not names(tmp_path)
+
+
 def test_arguments_of_the_readers_are_checked(shared_cache):
     split: Any = "validation"
     with FeatureCache(shared_cache) as cache:

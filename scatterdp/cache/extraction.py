@@ -90,12 +90,16 @@ def extract_features(
         The published cache, open for reading; the caller closes it (``with``).
 
     Raises:
-        ConfigError: dtype or batch size out of range, or the extractor takes images of another shape.
+        ConfigError: dtype or batch size out of range, or the extractor takes images of another shape or is but a name.
         CacheLockedError: another live process is writing this cache.
         CacheError: the published file is damaged or of other fingerprints; features are not finite or do not fit
             the dtype; the disk is full (what is complete is kept and taken up by the next run).
     """
     check_dtype(dtype)
+    if isinstance(extractor, str):
+        raise ConfigError(
+            f"extractor={extractor!r}: expected what make_extractor({extractor!r}, dataset.image_shape) makes, not its name"
+        )
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"batch_size={batch_size}: expected an integer ≥ 1")
     if extractor.input_shape != dataset.image_shape:

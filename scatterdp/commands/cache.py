@@ -58,22 +58,23 @@ class Verify:
     """Read caches whole and compare them with their digests; exit code 1 when one fails."""
 
     names: Names = ()
-    """Files to verify; all published ones of the folder when none is named."""
+    """Files to verify; all of the folder when none is named."""
     features_dir: Path = Path("features")
     """Folder of the caches."""
 
     def __call__(self) -> int:
         folder = _folder(self.features_dir)
-        if self.names:
-            paths = [_named(folder, name) for name in self.names]
-        else:
-            paths = [path for path in list_caches(folder) if path.exists()]
+        paths = [_named(folder, name) for name in self.names] if self.names else list_caches(folder)
         failed = 0
         for path in paths:
+            if not self.names and not path.exists():
+                print(f"PARTIAL {path.name}: not verified, its extraction has not finished")
+                continue
             try:
+                _refuse_foreign(path)
                 verify(path)
                 print(f"OK      {path.name}")
-            except CacheError as error:
+            except (CacheError, ConfigError) as error:
                 failed += 1
                 print(f"FAILED  {path.name}: {str(error).removeprefix(f'{path}: ')}")
         if not paths:
@@ -156,8 +157,10 @@ def _refuse_foreign(path: Path) -> None:
 
 def _describe(summary: Summary) -> tuple[str, ...]:
     """One line of the table."""
-    if summary.published:
-        state = "complete" if summary.damage is None else f"damaged: {summary.damage}"
+    if summary.published and summary.damage is not None:
+        state = f"damaged: {summary.damage}" if is_feature_cache(summary.path) else "not a feature cache"
+    elif summary.published:
+        state = "complete"
     elif summary.damage is None:
         state = f"partial {100 * summary.rows_done // sum(summary.rows)} %"
     else:

@@ -59,7 +59,7 @@ class ExtractConfig:
     features_dir: Path = Path("features")
     """Where extracted features are cached."""
     plot: Path | None = None
-    """Also draw the filters and one test image's coefficients to this PNG file (it shows that image: private if the image is)."""
+    """Also draw the filters and one test image's coefficients to this PNG file, which must not exist yet (it shows that image: private if the image is)."""
 
     def settings(self) -> dict[str, object]:
         """What was said about the extractor."""

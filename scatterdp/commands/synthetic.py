@@ -19,6 +19,9 @@ from scatterdp.commands.pictures import check_picture
 from scatterdp.errors import ConfigError
 from scatterdp.extractors.synthetic import GENERATORS, synthetic_images
 
+#: What a sheet may have, all images together.
+MOST_PIXELS = 1 << 25
+
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticConfig:
@@ -54,12 +57,15 @@ def synthetic(config: SyntheticConfig) -> None:
         UserError: see the message.
     """
     check_picture("out", config.out)
-    if config.out.exists():
-        raise ConfigError(f"out={config.out}: is there already, give another name or remove it")
     from scatterdp.report.contact_sheet import contact_sheet  # matplotlib takes a second to import
 
     names = list(GENERATORS) if config.generator == "all" else [config.generator]
     count = config.n or (12 if config.generator == "all" else 64)
+    if len(names) * count * config.size**2 > MOST_PIXELS:
+        raise ConfigError(
+            f"n={count}, size={config.size}: that is {len(names) * count * config.size**2} pixels, expected at most {MOST_PIXELS} a sheet; "
+            "take fewer or smaller images"
+        )
     shape = (config.channels, config.size, config.size)
     images = np.concatenate([synthetic_images(name, count, shape, seed=config.seed) for name in names])
     title = f"{', '.join(names) if len(names) == 1 else 'synthetic images'}, {config.size}×{config.size}, seed {config.seed}"

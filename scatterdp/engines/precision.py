@@ -2,11 +2,12 @@
 
 An example's share of a sum is bounded only where the sum rounds by far less than the bound. In bfloat16 (autocast, or products of float32
 that torch may compute in it) one example was seen to move the sum of 3000 by 3.7 times the bound. So the model may compute as it likes,
-for a gradient that is rounded in the forward or backward pass is still a function of its own example; from the gradients on, everything
+for a gradient that is rounded in the forward or backward pass is bounded all the same; from the gradients on, everything
 is float32 or float64, without TensorFloat-32.
 
 **Limit.** Float32 rounds a sum too, by some 1e-7 of itself: where 3000 examples all point one way, one of them was seen to move their sum
-by 0.9997 to 1.0001 times the bound, depending on the engine.
+by 0.9997 to 1.0001 times the bound, depending on the engine. And libraries choose how to multiply by a matrix's size, so the few examples that share its last,
+smaller piece may be rounded in another way, by some 1e-5 of themselves, when the piece has one more.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ def _check_fields(name: str, config_class: type, given: dict[str, Any]) -> None:
     known = [field.name for field in dataclasses.fields(config_class)]
     for key in given:
         if key not in known:
-            raise ConfigError(f"{key}={given[key]!r}: {name} has no such setting, expected one of {', '.join(known)}")
+            there = f"no such setting, expected one of {', '.join(known)}" if known else "no settings"
+            raise ConfigError(f"{key}={given[key]!r}: {name} has {there}")
 
 
 def _scatternet(input_shape: tuple[int, int, int], **config: Any) -> Extractor:
@@ -109,7 +110,15 @@ def make_extractor(name: str, input_shape: tuple[int, int, int], **config: Any) 
     >>> make_extractor("deskew(scatternet)", (1, 28, 28)).output_shape
     (81, 7, 7)
     """
+    _check_shape(input_shape)
     return _made(parse_extractor(name), input_shape, config)
+
+
+def _check_shape(input_shape: tuple[int, int, int]) -> None:
+    if len(input_shape) != 3 or any(type(side) is not int or side < 1 for side in input_shape):
+        raise ConfigError(f"input_shape={input_shape}: expected (C, H, W), whole numbers ≥ 1")
+    if input_shape[0] not in (1, 3) and input_shape[2] in (1, 3):
+        raise ConfigError(f"input_shape={input_shape}: expected (C, H, W), the channels first")
 
 
 def _made(parts: Sequence[Part], input_shape: tuple[int, int, int], config: dict[str, Any]) -> Extractor:
@@ -121,15 +130,28 @@ def _made(parts: Sequence[Part], input_shape: tuple[int, int, int], config: dict
         raise ConfigError(
             f"{', '.join(config)}: of which part? write it into the extractor, as in 'patches(size=5)+pixels'"
         )
-    return Concat([_one(part, input_shape, {}) for part in parts], [part.scale for part in parts])
+    made = [_said_of(part.name, lambda part=part: _one(part, input_shape, {})) for part in parts]
+    return Concat(made, [part.scale for part in parts])
+
+
+def _said_of(name: str, make: Callable[[], Extractor]) -> Extractor:
+    """What ``make`` makes; an error says which of several extractors is meant."""
+    try:
+        return make()
+    except ConfigError as error:
+        setting, colon, why = str(error).partition(": ")
+        if not colon or setting == name or setting.startswith("extractor=") or why.startswith(("of ", name)):
+            raise
+        raise ConfigError(f"{setting}: of {name}, {why}") from error
 
 
 def _one(part: Part, input_shape: tuple[int, int, int], config: dict[str, Any]) -> Extractor:
     if part.name in WRAPPERS:
         if not part.of:
             raise ConfigError(f"{part.name}: of which extractor? such as {part.name}(scatternet)")
-        return WRAPPERS[part.name](_made(part.of, input_shape, config), **part.settings)
-    if part.of or part.name not in EXTRACTORS:
+        inner = _said_of(part.of[0].name, lambda: _made(part.of, input_shape, config))
+        return _said_of(part.name, lambda: WRAPPERS[part.name](inner, **part.settings))
+    if part.name not in EXTRACTORS:
         what = f"{part.name}(…)" if part.of else part.name
         wrappers = " or ".join(f"{name}(…)" for name in sorted(WRAPPERS))
         near = difflib.get_close_matches(part.name, [*EXTRACTORS, *WRAPPERS], n=1)
@@ -137,4 +159,13 @@ def _one(part: Part, input_shape: tuple[int, int, int], config: dict[str, Any]) 
         raise ConfigError(
             f"extractor={what!r}: {meant}expected one of {', '.join(sorted(EXTRACTORS))}, or {wrappers} of them"
         )
-    return EXTRACTORS[part.name](input_shape, **{**config, **part.settings})
+    if part.of:
+        raise ConfigError(
+            f"extractor='{part.name}(…)': {part.name} takes settings and no extractor in its brackets; expected {part.name} alone, or one of "
+            f"{', '.join(f'{name}(…)' for name in sorted(WRAPPERS))} around it"
+        )
+    for setting in config.keys() & part.settings.keys():
+        raise ConfigError(
+            f"{setting}={config[setting]!r}: of {part.name}, whose brackets say {setting}={part.settings[setting]!r}; give one of them"
+        )
+    return EXTRACTORS[part.name](input_shape, **config, **part.settings)

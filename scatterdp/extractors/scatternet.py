@@ -44,8 +44,8 @@ class ScatterNetConfig:
     """What a ScatterNet computes.
 
     Args:
-        J: the scale; features average over about 2^J × 2^J pixels and the output is 2^J times smaller a side.
-        L: number of wavelet orientations over half a turn.
+        J: the scale; features average over about 2^J × 2^J pixels and the output is 2^J times smaller a side. At most 12.
+        L: number of wavelet orientations over half a turn. At most 64.
         max_order: 1, or 2 for second-order coefficients too.
         normalize: ``"imagenet"`` subtracts ImageNet's public mean colour and divides by its standard deviation
             (RGB only); ``"none"`` leaves [0, 1] as it is.
@@ -59,7 +59,7 @@ class ScatterNetConfig:
     >>> ScatterNetConfig(J=0)
     Traceback (most recent call last):
         ...
-    scatterdp.errors.ConfigError: J=0: expected an integer ≥ 1
+    scatterdp.errors.ConfigError: J=0: expected an integer from 1 to 12
     """
 
     J: int = 2
@@ -70,10 +70,14 @@ class ScatterNetConfig:
     pre_pad: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("J", "L"):
+        for name, most in (("J", 12), ("L", 64)):
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ConfigError(f"{name}={value!r}: expected an integer ≥ 1")
+            if type(value) is not int or not 1 <= value <= most:
+                raise ConfigError(f"{name}={value!r}: expected an integer from 1 to {most}")
+        for name in ("mirror", "pre_pad"):
+            value = getattr(self, name)
+            if type(value) is not bool:
+                raise ConfigError(f"{name}={value!r}: expected True or False")
         if type(self.max_order) is not int or self.max_order not in (1, 2):
             raise ConfigError(f"max_order={self.max_order!r}: expected 1 or 2")
         if self.normalize not in get_args(Normalize):

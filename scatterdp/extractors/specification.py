@@ -10,7 +10,8 @@ from typing import Any
 
 from scatterdp.errors import ConfigError
 
-_EXAMPLE = "such as scatternet, patches(patches=1024) or scatternet(mirror=True)+patches"
+_EXAMPLE = "such as scatternet, patches(patches=1024) or 0.5*scatternet(mirror=True)+patches"
+LIGHTEST, HEAVIEST = 1e-6, 1e6  # scales
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,11 @@ def _parts(node: ast.expr) -> list[Part]:
     match node:
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             return [*_parts(left), *_parts(right)]
-        case ast.BinOp(left=ast.Constant(value=int() | float() as scale), op=ast.Mult(), right=right) if not isinstance(
-            scale, bool
-        ):
+        case ast.BinOp(left=left, op=ast.Mult(), right=ast.Name() | ast.Call() as right):
             (part,) = _parts(right)
-            return [dataclasses.replace(part, scale=float(scale) * part.scale)]
+            return [dataclasses.replace(part, scale=_scale(left, node))]
+        case ast.BinOp(op=ast.Mult()) | ast.UnaryOp():
+            raise _no_scale(node)
         case ast.Name(id=name):
             return [Part(name, {})]
         case ast.Call(func=ast.Name(id=name), args=[] | [_] as inner, keywords=keywords):
@@ -60,6 +61,21 @@ def _parts(node: ast.expr) -> list[Part]:
             if len(settings) == len(keywords):  # fewer: **
                 return [Part(name, settings, of=tuple(part for node in inner for part in _parts(node)))]
     raise ValueError(ast.dump(node))
+
+
+def _scale(node: ast.expr, whole: ast.expr) -> float:
+    match node:
+        case ast.Constant(value=int() | float() as scale) if (
+            not isinstance(scale, bool) and LIGHTEST <= scale <= HEAVIEST
+        ):
+            return float(scale)
+    raise _no_scale(whole)
+
+
+def _no_scale(node: ast.expr) -> ConfigError:
+    return ConfigError(
+        f"extractor={ast.unparse(node)!r}: expected a number from {LIGHTEST:g} to {HEAVIEST:g} before one extractor, such as 0.5*patches"
+    )
 
 
 def _value(name: str, setting: str, node: ast.expr) -> Any:

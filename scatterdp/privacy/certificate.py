@@ -26,8 +26,9 @@ LIMITS = (
     "Test examples are not protected: accuracy on them is computed without noise.",
     "Cached features, the checkpoint of an unfinished run, the commitment key and whatever holds a seed (a config.json, a sweep's "
     "outline, record and tables) are private files: do not publish them.",
-    "Whether and why a run fails, console output, timings and memory use are not covered.",
-    "Gradients and noise are floating-point numbers; the proof is for real numbers.",
+    "Whether and why a run fails, what is changed because of that, console output, timings and memory use are not covered.",
+    "Gradients and noise are floating-point numbers, and noise ends 8.21 standard deviations out; the proof is for real numbers and whole normal distributions.",
+    "Noise is a cryptographic stream's (SHAKE-256): the guarantee is against those who cannot break that.",
 )
 
 VERSIONED = ("scatterdp", "torch", "numpy", "scipy", "dp-accounting", "kymatio", "h5py")

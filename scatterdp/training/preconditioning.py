@@ -8,7 +8,8 @@ of the variation within classes of linear discriminant analysis (Fisher 1936), c
 network, whose kernels are the same at every place, one of the channels.
 
 No private number enters: images come from a seed, the normaliser is a fixed function or released already. For a linear head this is DP-SGD
-with a public preconditioner (the private counterpart: Mehta et al. 2022, arXiv 2211.13403), and it folds into the weights afterwards.
+with a public preconditioner (the private counterpart: Mehta et al. 2022, arXiv 2211.13403; from synthetic inputs too, but by curvature at the
+current weights: arXiv 2605.13418), and it folds into the weights afterwards.
 """
 
 from __future__ import annotations

@@ -150,11 +150,11 @@ def test_the_default_folder_is_features(folder, capsys, monkeypatch):
 
 def test_verify_prints_ok_or_failed_for_each_and_the_exit_code_says_so(folder, capsys):
     good, bad = complete(folder), complete(folder, 3.0)
-    partial(folder)
+    undone = partial(folder)
     assert run(["verify", at(folder)]) == 0
-    assert capsys.readouterr().out.splitlines() == sorted(
-        [f"OK      {good.name}", f"OK      {bad.name}"], key=lambda line: line.split()[1]
-    )
+    told = [f"OK      {good.name}", f"OK      {bad.name}"]
+    told.append(f"PARTIAL {undone.name}: not verified, its extraction has not finished")
+    assert capsys.readouterr().out.splitlines() == sorted(told, key=lambda line: line.split()[1])
     with h5py.File(bad, "r+") as file:
         file["train/features"][7, 0, 0, 0] += 1  # pyright: ignore
     assert run(["verify", at(folder)]) == 1
@@ -163,6 +163,14 @@ def test_verify_prints_ok_or_failed_for_each_and_the_exit_code_says_so(folder, c
     assert f"FAILED  {bad.name}: train rows 5 to 9 do not match their digest; remove it with" in out
     assert run(["verify", good.name, at(folder)]) == 0
     assert run(["verify", bad.name, at(folder)]) == 1
+
+
+def test_a_file_of_another_kind_is_not_called_a_damaged_cache(folder, capsys):
+    (folder / "notes.h5").write_text("mine")
+    assert run(["ls", at(folder)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].endswith("not a feature cache")
+    assert run(["verify", at(folder)]) == 1
+    assert capsys.readouterr().out.endswith("notes.h5: is not a feature cache; remove it by hand if you mean to\n")
 
 
 def test_verify_fails_a_named_unfinished_cache_and_refuses_an_unknown_name(folder, capsys):

@@ -64,11 +64,27 @@ def test_draws_a_picture(tmp_path, flags):
         assert len(np.unique(np.asarray(picture.convert("L")))) > 50
 
 
+def test_a_picture_replaces_no_file(tmp_path):
+    path = tmp_path / "scattering.png"
+    path.write_text("mine")
+    with pytest.raises(
+        ConfigError, match=r"^plot=.*scattering\.png: is there already, give another name or remove it$"
+    ):
+        extract(ExtractConfig(dataset="digits", features_dir=tmp_path, plot=path))
+    assert path.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ({"J": 4}, "J=4: expected images of at least 2^J = 16 pixels a side, these have 8×8; take a smaller J"),
-        ({"J": 0}, "J=0: expected an integer ≥ 1"),
+        ({"J": 0}, "J=0: expected an integer from 1 to 12"),
+        ({"J": 100_000}, "J=100000: expected an integer from 1 to 12"),
+        ({"L": 3000}, "L=3000: expected an integer from 1 to 64"),
+        ({"extractor": "scatternet(mirror='False')"}, "mirror='False': expected True or False"),
+        ({"extractor": "scatternet(pre_pad=1)"}, "pre_pad=1: expected True or False"),
+        ({"extractor": "scatternet(J=2)", "J": 3}, "J=3: of scatternet, whose brackets say J=2; give one of them"),
         ({"normalize": "imagenet"}, "normalize='imagenet': expected RGB images"),
         ({"pre_pad": True}, "pre_pad=True: expected images whose sides are multiples of 2^J = 4"),
         ({"extractor": "wavelets"}, "extractor='wavelets': expected one of"),

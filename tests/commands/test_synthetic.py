@@ -51,6 +51,13 @@ def test_does_not_replace_a_file(tmp_path):
     assert out.read_text() == "mine"
 
 
+@pytest.mark.parametrize("settings", [{"size": 100_000, "n": 2}, {"size": 8, "n": 10**8}])
+def test_a_sheet_has_an_end(tmp_path, settings):
+    with pytest.raises(ConfigError, match=r"^n=\d+, size=\d+: that is \d+ pixels, expected at most \d+ a sheet; take"):
+        synthetic(SyntheticConfig(out=tmp_path / "sheet.png", **settings))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["sheet.jpg", "missing/sheet.png"])
 def test_out_must_be_a_png_in_a_folder(tmp_path, name):
     with pytest.raises(ConfigError, match=r"expected a \.png file in a folder that is there"):

@@ -92,7 +92,7 @@ def test_before_one_part_or_several():
             (1, 8, 8),
             "extractor='resnet': expected one of deep_patches, patches, pixels, scatternet, or deskew",
         ),
-        ("pixels(pixels)", (1, 8, 8), "extractor='pixels(…)': expected one of"),
+        ("pixels(pixels)", (1, 8, 8), "extractor='pixels(…)': pixels takes settings and no extractor in its brackets"),
     ],
 )
 def test_bad_specifications(text, shape, message):

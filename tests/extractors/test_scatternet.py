@@ -238,10 +238,10 @@ def test_values_that_are_not_finite_are_refused_by_image(value):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"J": 0}, "J=0: expected an integer ≥ 1"),
-        ({"J": 2.0}, "J=2.0: expected an integer ≥ 1"),
-        ({"L": True}, "L=True: expected an integer ≥ 1"),
-        ({"L": -8}, "L=-8: expected an integer ≥ 1"),
+        ({"J": 0}, "J=0: expected an integer from 1 to 12"),
+        ({"J": 2.0}, "J=2.0: expected an integer from 1 to 12"),
+        ({"L": True}, "L=True: expected an integer from 1 to 64"),
+        ({"L": -8}, "L=-8: expected an integer from 1 to 64"),
         ({"max_order": 3}, "max_order=3: expected 1 or 2"),
         ({"max_order": 0}, "max_order=0: expected 1 or 2"),
         ({"normalize": "cifar"}, "normalize='cifar': expected 'imagenet'"),

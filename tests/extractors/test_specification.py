@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -27,12 +29,22 @@ def test_words(text, parts):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a+", "a-b", "a b", "a(1)", "a(**x)", "a.b", "2*(a+b)", "a*2", "[a]", "(" * 500,
-     "lambda: a", "True*a", "1" + "0" * 400 + "*a", "1", "'a'"],
+    ["", "a+", "a-b", "a b", "a(1)", "a(**x)", "a.b", "[a]", "(" * 500, "lambda: a", "1", "'a'"],
 )  # fmt: skip
 def test_what_is_no_specification(text):
     with pytest.raises(ConfigError, match="expected extractors joined by"):
         parse_extractor(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2*(a+b)", "a*2", "2*3*a", "True*a", "-1*a", "-a", "0*a", "nan*a", "1e-300*a", "1e7*a", "1" + "0" * 400 + "*a"],
+)
+def test_what_is_no_weight(text):
+    with pytest.raises(
+        ConfigError, match=r"expected a number from 1e-06 to 1e\+06 before one extractor, such as 0\.5\*"
+    ):
+        parse_extractor(f"b+{text}")
 
 
 @pytest.mark.parametrize("value", ["y", "nan", "__import__('os')", "1+x", "{**y}"])
@@ -50,8 +62,6 @@ def test_messages_say_what_is_wrong():
         parse_extractor("b+a(x=1, y=2, x=1)")
     with pytest.raises(ConfigError, match="extractor='patchs': did you mean patches"):
         make_extractor("patchs", (1, 8, 8))
-    with pytest.raises(ConfigError, match=r"extractor: scales 0.0, 1.0: expected a finite number > 0"):
-        make_extractor("0*pixels+pixels", (1, 8, 8))
 
 
 SPECIFICATION = "scatternet(J=1, L=4) + 0.5*patches(patches=32, size=3, grid=2) + patches(patches=32, size=4, grid=1)"
@@ -91,15 +101,36 @@ def test_a_single_part_is_itself():
         ("resnet", {}, "extractor='resnet': expected one of deep_patches, patches, pixels, scatternet, or deskew"),
         ("scatternet+resnet", {}, "extractor='resnet': expected one of"),
         ("scatternet+patches", {"J": 1}, "J: of which part?"),
-        ("0*patches+pixels", {}, "extractor: scales 0.0, 1.0: expected a finite number > 0"),
+        ("scatternet(J=2)", {"J": 1}, "J=1: of scatternet, whose brackets say J=2; give one of them"),
+        ("deskew(scatternet(J=2))", {"J": 1}, "J=1: of scatternet, whose brackets say J=2; give one of them"),
+        ("patches(scatternet)", {}, "extractor='patches(…)': patches takes settings and no extractor in its brackets"),
+        ("pixels+patches(size=9)", {}, "size=9: of patches, the images are 1×8×8, take smaller patches"),
+        ("views(deskew(pixels+patches(size=9)))", {}, "size=9: of patches, the images are 1×8×8"),
+        ("map_patches(scatternet)", {}, "grid=3: of map_patches, expected 1 to 2, the positions a side"),
+        ("views(deskew(scatternet(J=2)))", {"J": 1}, "J=1: of scatternet, whose brackets say J=2; give one of them"),
         ("scatternet(K=3)", {}, "K=3: scatternet has no such setting"),
-        ("pixels(x=1)+pixels", {}, "x=1: pixels has no such setting"),
+        ("pixels(x=1)+pixels", {}, "x=1: pixels has no settings"),
     ],
 )
 def test_bad_parts(text, settings, message):
     with pytest.raises(ConfigError) as raised:
         make_extractor(text, (1, 8, 8), **settings)
     assert str(raised.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("shape", "why"),
+    [((32, 32), "whole numbers ≥ 1"), ((3, -1, 32), "whole numbers ≥ 1"), ((3.0, 8, 8), "whole numbers ≥ 1"),
+     ((32, 32, 3), "the channels first")],
+)  # fmt: skip
+def test_what_is_no_shape_of_images(shape, why):
+    with pytest.raises(ConfigError, match=rf"^input_shape={re.escape(str(shape))}: expected \(C, H, W\), {why}$"):
+        make_extractor("scatternet", shape)
+
+
+def test_scales_are_finite_and_positive():
+    with pytest.raises(ConfigError, match=r"extractor: scales 0.0: expected a finite number > 0"):
+        Concat([make_extractor("pixels", (1, 8, 8))], [0.0])
 
 
 def test_parts_must_take_the_same_images():
