@@ -110,15 +110,9 @@ def make_extractor(name: str, input_shape: tuple[int, int, int], **config: Any) 
     >>> make_extractor("deskew(scatternet)", (1, 28, 28)).output_shape
     (81, 7, 7)
     """
-    _check_shape(input_shape)
+    if len(input_shape) != 3 or any(not isinstance(side, int) or side < 1 for side in input_shape):
+        raise ConfigError(f"input_shape={input_shape}: expected (C, H, W), whole numbers ≥ 1, the channels first")
     return _made(parse_extractor(name), input_shape, config)
-
-
-def _check_shape(input_shape: tuple[int, int, int]) -> None:
-    if len(input_shape) != 3 or any(type(side) is not int or side < 1 for side in input_shape):
-        raise ConfigError(f"input_shape={input_shape}: expected (C, H, W), whole numbers ≥ 1")
-    if input_shape[0] not in (1, 3) and input_shape[2] in (1, 3):
-        raise ConfigError(f"input_shape={input_shape}: expected (C, H, W), the channels first")
 
 
 def _made(parts: Sequence[Part], input_shape: tuple[int, int, int], config: dict[str, Any]) -> Extractor:

@@ -118,13 +118,11 @@ def test_bad_parts(text, settings, message):
     assert str(raised.value).startswith(message)
 
 
-@pytest.mark.parametrize(
-    ("shape", "why"),
-    [((32, 32), "whole numbers ≥ 1"), ((3, -1, 32), "whole numbers ≥ 1"), ((3.0, 8, 8), "whole numbers ≥ 1"),
-     ((32, 32, 3), "the channels first")],
-)  # fmt: skip
-def test_what_is_no_shape_of_images(shape, why):
-    with pytest.raises(ConfigError, match=rf"^input_shape={re.escape(str(shape))}: expected \(C, H, W\), {why}$"):
+@pytest.mark.parametrize("shape", [(32, 32), (3, -1, 32), (3.0, 8, 8)])
+def test_what_is_no_shape_of_images(shape):
+    with pytest.raises(
+        ConfigError, match=rf"^input_shape={re.escape(str(shape))}: expected \(C, H, W\), whole numbers"
+    ):
         make_extractor("scatternet", shape)
 
 
