@@ -169,8 +169,8 @@ def _starts_from_synthetic(config: BaselinesConfig, plan: TrainingPlan, folder: 
 
 def _assumed(config: BaselinesConfig, dataset: Dataset) -> list[str]:
     """What a run on a data set, with or without further images, takes for granted."""
-    of_recipe = [_OF_RECIPE] if _recipe_name(dataset) in RECIPES else []
-    return of_recipe + [_OF_TINY_IMAGES] * isinstance(config, TinyImagesConfig)
+    of_images = [_OF_TINY_IMAGES] if isinstance(config, TinyImagesConfig) else []
+    return of_images + ([_OF_RECIPE] if _recipe_name(dataset) in RECIPES else [])
 
 
 _OF_RECIPE = (
@@ -481,7 +481,7 @@ def _validated(plan: TrainingPlan, result: FitResult) -> dict[str, float]:
 def _report(plan: TrainingPlan, result: FitResult) -> None:
     certificate = result.certificate
     if not certificate["private"]:
-        what = "no noise" if plan.sigma == 0 else "statistics without noise, bn_noise_multiplier=0"
+        what = "statistics without noise, bn_noise_multiplier=0" if plan.noise_multiplier else "no noise"
         say(f"NOT PRIVATE ({what}): test accuracy {result.test_accuracy:.4f}")
         return
     say(f"test accuracy {result.test_accuracy:.4f} (averaged weights {result.test_accuracy_ema:.4f})")

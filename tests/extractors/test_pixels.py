@@ -27,7 +27,7 @@ def test_colour_has_imagenets_constants():
 
 def test_names_its_numbers_and_refuses_others():
     assert make_extractor("pixels", (3, 2, 2)).fingerprint != make_extractor("pixels", (1, 2, 2)).fingerprint
-    with pytest.raises(ConfigError, match="J=2: pixels has no such setting"):
+    with pytest.raises(ConfigError, match="J=2: pixels has no settings"):
         make_extractor("pixels", (1, 8, 8), J=2)
     with pytest.raises(UserError, match="expected"):
         make_extractor("pixels", (1, 8, 8))(torch.full((1, 1, 8, 8), 2.0))
