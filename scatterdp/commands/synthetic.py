@@ -61,9 +61,10 @@ def synthetic(config: SyntheticConfig) -> None:
 
     names = list(GENERATORS) if config.generator == "all" else [config.generator]
     count = config.n or (12 if config.generator == "all" else 64)
-    if len(names) * count * config.size**2 > MOST_PIXELS:
+    pixels = len(names) * count * config.size**2
+    if pixels > MOST_PIXELS:
         raise ConfigError(
-            f"n={count}, size={config.size}: that is {len(names) * count * config.size**2} pixels, expected at most {MOST_PIXELS} a sheet; "
+            f"n={count}, size={config.size}: that is {pixels} pixels, expected at most {MOST_PIXELS} a sheet; "
             "take fewer or smaller images"
         )
     shape = (config.channels, config.size, config.size)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from scatterdp.extractors.base import Extractor
 
 
-def _check_fields(name: str, config_class: type, given: dict[str, Any]) -> None:
-    known = [field.name for field in dataclasses.fields(config_class)]
+def _check_fields(name: str, config_class: type | None, given: dict[str, Any]) -> None:
+    known = [] if config_class is None else [field.name for field in dataclasses.fields(config_class)]
     for key in given:
         if key not in known:
             there = f"no such setting, expected one of {', '.join(known)}" if known else "no settings"
@@ -56,8 +56,7 @@ def _deep_patches(input_shape: tuple[int, int, int], **config: Any) -> Extractor
 def _deskew(extractor: Extractor, **config: Any) -> Extractor:
     from scatterdp.extractors.deskew import Deskew
 
-    for key in config:
-        raise ConfigError(f"{key}={config[key]!r}: deskew has no settings")
+    _check_fields("deskew", None, config)
     return Deskew(extractor)
 
 
@@ -149,7 +148,7 @@ def _one(part: Part, input_shape: tuple[int, int, int], config: dict[str, Any]) 
         what = f"{part.name}(…)" if part.of else part.name
         wrappers = " or ".join(f"{name}(…)" for name in sorted(WRAPPERS))
         near = difflib.get_close_matches(part.name, [*EXTRACTORS, *WRAPPERS], n=1)
-        meant = f"did you mean {near[0]}? " if near and near[0] != part.name else ""
+        meant = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(
             f"extractor={what!r}: {meant}expected one of {', '.join(sorted(EXTRACTORS))}, or {wrappers} of them"
         )
