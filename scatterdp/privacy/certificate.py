@@ -27,7 +27,7 @@ LIMITS = (
     "Cached features, the checkpoint of an unfinished run, the commitment key and whatever holds a seed (a config.json, a sweep's "
     "outline, record and tables) are private files: do not publish them.",
     "Whether and why a run fails, what is changed because of that, console output, timings and memory use are not covered.",
-    "Gradients and noise are floating-point numbers, and noise ends 8.21 standard deviations out; the proof is for real numbers and whole normal distributions.",
+    "Gradients and noise are floating-point numbers, and noise ends 9.16 standard deviations out; the proof is for real numbers and whole normal distributions.",
     "Noise is a cryptographic stream's (SHAKE-256): the guarantee is against those who cannot break that.",
 )
 

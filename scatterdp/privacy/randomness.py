@@ -92,7 +92,7 @@ def describe_origin(origin: Origin) -> dict[str, object]:
     """What the certificate says of noise from a key of this origin."""
     known = origin == "seed"
     return {
-        "stream": "SHAKE-256 in counter mode, 52-bit uniforms through the inverse normal distribution function",
+        "stream": "SHAKE-256 in counter mode, 64-bit uniforms through the inverse normal distribution function",
         "origin": origin,
         "key": {
             "system": "256 bits from the operating system",

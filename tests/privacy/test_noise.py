@@ -1,8 +1,11 @@
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from scipy import stats
 
 from scatterdp.privacy.noise import bound_to_sums, gaussian_noise, noisy_count, standard_normal
@@ -23,7 +26,7 @@ def draw(
 class FixedWords(RandomKey):
     """A key whose words are given."""
 
-    def __init__(self, words: list[int]) -> None:
+    def __init__(self, words: Sequence[int] | np.ndarray) -> None:
         super().__init__(bytes(32))
         object.__setattr__(self, "given", np.array(words, dtype=np.uint64))
 
@@ -153,10 +156,31 @@ def test_uniforms_become_quantiles():
     )
 
 
-def test_the_extreme_words_give_finite_noise_of_8_deviations():
+def test_the_extreme_words_give_finite_noise_of_9_deviations():
     lowest, highest = standard_normal(2, FixedWords([0, 2**64 - 1]), "test", counter=0)
-    assert -8.4 < lowest < -8.1
-    assert 8.1 < highest < 8.4
+    assert lowest == -highest == pytest.approx(stats.norm.ppf(2.0**-65), rel=1e-12)
+    assert -9.16 < lowest < -9.15
+
+
+@given(word=st.integers(0, 2**64 - 1))
+@example(word=2**63 - 1)
+@example(word=2**63)
+@example(word=1)
+def test_noise_is_symmetric_and_grows_with_its_word(word):
+    # Also in the upper tail, where a probability near 1 has no digits left: 2^10 words there are 2^10 different numbers.
+    low, high, one_below, far_below = standard_normal(
+        4, FixedWords([word, 2**64 - 1 - word, max(word - 1, 0), max(word - 2**12, 0)]), "test", counter=0
+    )
+    assert low == -high
+    assert far_below <= one_below <= low
+
+
+def test_the_upper_tail_is_as_fine_as_the_lower():
+    words = np.arange(1024, dtype=np.uint64)
+    lower = standard_normal(1024, FixedWords(words), "test", counter=0)
+    upper = standard_normal(1024, FixedWords(~words), "test", counter=0)
+    assert len(np.unique(lower)) == 1024
+    assert (upper == -lower).all()
 
 
 @pytest.mark.parametrize("sigma", [-1.0, math.inf, math.nan])
