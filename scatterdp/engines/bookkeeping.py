@@ -44,6 +44,8 @@ from scatterdp.engines.precision import full_precision, in_single_precision
 from scatterdp.engines.rules import RULES, Rule, rule_for
 from scatterdp.errors import UserError
 
+_GENERAL = "take engine='vmap' (PrivacyEngine has none)"
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -196,18 +198,20 @@ class Recorder:
                 known = ", ".join(sorted(known.__name__ for known in RULES))
                 raise UserError(
                     f"module {name or kind.__name__!r} ({kind.__name__}): no rule for its per-example gradients (there are rules "
-                    f"for {known}); freeze it with requires_grad_(False), or take engine='vmap' (PrivacyEngine has none)"
+                    f"for {known}); freeze it with requires_grad_(False), or {_GENERAL}"
                 )
             odd = [parameter for parameter, _ in own_parameters(module) if parameter not in ("weight", "bias")]
             if odd or vars(module).get("forward") is not None:
                 raise UserError(
                     f"module {name or kind.__name__!r} ({kind.__name__}): has {', '.join(odd) or 'a forward'} of its own; "
-                    "take engine='vmap'"
+                    f"{_GENERAL}"
                 )
         self._model = model
         self._versions = versions_of(model)
         self._calls: dict[str, _Call] = {}
-        self._handles = [model.register_forward_pre_hook(self._begin)]
+        self._begun = False
+        # Functions, which a deep copy of the model shares: it does not copy what they belong to.
+        self._handles = [model.register_forward_pre_hook(lambda *_: self._begin())]
         self._handles += [
             module.register_forward_hook(self._noting(name), with_kwargs=True) for name, module in self.layers
         ]
@@ -236,9 +240,17 @@ class Recorder:
                 inputs and output gradients.
 
         Raises:
-            UserError: a layer whose first axis is not the examples', or whose input or gradient is not what it was when the layer read it.
+            UserError: a layer whose first axis is not the examples', or whose input or gradient is not what it was when the layer read it; losses
+            that are not of the last forward pass.
         """
+        if not self._begun:
+            raise UserError(
+                "model: was not called since the last step with gradients on; call the model itself, not its parts or its forward"
+            )
         check_unchanged(self._model, self._versions)
+        if not losses.requires_grad and self.layers:
+            raise _of_another_pass()
+        self._begun = False
         calls, self._calls = self._calls, {}
         for call in calls.values():
             call.check_rows(losses)
@@ -256,6 +268,8 @@ class Recorder:
                 held.extend((call.label, tensor, tensor._version) for tensor in found[name].held())
 
         visit_gradients(losses, {name: call.edge for name, call in calls.items()}, arrived, weight=1 / copies)
+        if self.layers and not found:
+            raise _of_another_pass()
         for label, tensor, version in held:
             if tensor._version != version:  # the sum would be of other values than the norm
                 raise UserError(
@@ -270,8 +284,9 @@ class Recorder:
         """The rules of an empty batch."""
         return [(name, _Unused(module, torch.zeros(0), torch.zeros(0))) for name, module in self.layers]
 
-    def _begin(self, *_: object) -> None:
-        self._calls, self._versions = {}, versions_of(self._model)
+    def _begin(self) -> None:
+        if torch.is_grad_enabled():  # an evaluation between forward and backward pass leaves the record as it is
+            self._calls, self._versions, self._begun = {}, versions_of(self._model), True
 
     def _noting(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], None]:
         def note(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
@@ -279,9 +294,9 @@ class Recorder:
                 return
             given, label = [*inputs, *named.values()], f"module {name!r} ({type(module).__name__})"
             if len(given) != 1:
-                raise UserError(f"{label}: takes {len(given)} inputs; take engine='vmap'")
+                raise UserError(f"{label}: takes {len(given)} inputs; {_GENERAL}")
             if name in self._calls:
-                raise UserError(f"{label}: is used twice; take engine='vmap'")
+                raise UserError(f"{label}: is used twice; {_GENERAL}")
             self._calls[name] = _Call(
                 label=label,
                 module=module,
@@ -293,6 +308,13 @@ class Recorder:
             )
 
         return note
+
+
+def _of_another_pass() -> UserError:
+    return UserError(
+        "loss: does not come from the model's last forward pass with gradients on; compute it from that, and put torch.no_grad() around other "
+        "passes"
+    )
 
 
 def _before_reshape(output: Tensor) -> Tensor:

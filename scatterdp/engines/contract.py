@@ -10,8 +10,9 @@ removing an example moves it by at most C = ``max_grad_norm`` in L2, but for the
 | no examples | zeros, no norms |
 | gradient 0 | contributes 0 |
 | gradient with NaN or infinite entries | contributes 0; its reported norm is what it is (``nan`` or ``inf``) |
-| gradient at an output below 1e-30 after clipping (``ghost``, ``mixed_ghost``) | contributes 0 |
-| gradient whose norm an engine cannot compute (``linear``: ‖x‖² overflows the precision of x) | contributes 0, norm ``inf`` |
+| gradient at an output below 1e-30 after clipping (``ghost``, ``mixed_ghost``, ``linear``) | contributes 0 to matrices |
+| gradient whose norm an engine cannot compute (``linear``: ‖x‖² overflows double precision) | contributes 0, norm ``inf`` |
+| a bound C below 1e-20 | not covered: squares of single precision vanish |
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from scatterdp.engines.clipping import Clipping, layer_factors
 from scatterdp.engines.contract import ClippedSum, PerExampleLoss
 from scatterdp.engines.modules import check_private
 from scatterdp.engines.precision import full_precision, in_single_precision
+from scatterdp.engines.rules import scaled
 
 
 def linear_engine(
@@ -64,7 +65,7 @@ def _clipped_sum(
     squared_inputs = torch.full((len(x),), float("bias" in trainable), dtype=torch.float64, device=x.device)
     if "weight" in trainable:
         if squared_norms is None:
-            squared_inputs += x.square().sum(1)
+            squared_inputs += torch.linalg.vector_norm(x, dim=1, dtype=torch.float64).square()
         else:
             squared_inputs += squared_norms
     squares = residuals.double().square().sum(1) * squared_inputs
@@ -73,7 +74,7 @@ def _clipped_sum(
         # 0 · NaN is NaN: rows that may not count are replaced, not multiplied away.
         kept = norms.isfinite()[:, None]
         residuals, x = torch.where(kept, residuals, 0.0), torch.where(kept, x, 0.0)
-    weighted = (residuals.double() * factors[:, None]).to(residuals.dtype)
+    weighted = scaled(residuals, factors)
     gradients = {}
     if "weight" in trainable:
         gradients["weight"] = weighted.t() @ x

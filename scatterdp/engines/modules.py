@@ -74,19 +74,26 @@ def check_private(model: nn.Module) -> None:
                 )
 
 
-def versions_of(model: nn.Module) -> dict[str, int]:
-    """A number for each parameter and buffer that grows when it is changed in place."""
-    return {name: value._version for name, value in (*model.named_parameters(), *model.named_buffers())}
+#: Parameters and buffers by name, each with a number that grows when it is changed in place.
+Versions = dict[str, tuple[Tensor, int]]
 
 
-def check_unchanged(model: nn.Module, before: dict[str, int]) -> None:
-    """Refuse a model whose forward pass writes to its own state: what is written there comes from private data.
+def versions_of(model: nn.Module) -> Versions:
+    """The model's state as it is now, to be recognised by :func:`check_unchanged`."""
+    return {name: (value, value._version) for name, value in (*model.named_parameters(), *model.named_buffers())}
+
+
+def check_unchanged(model: nn.Module, before: Versions) -> None:
+    """Refuse a model whose forward pass writes to its own parameters or buffers: what is written there comes from private data.
+
+    Tensors in plain attributes are not looked at: no state dict holds them.
 
     Raises:
         UserError: names what has changed.
     """
-    for name, version in versions_of(model).items():
-        if before.get(name) != version:
+    for name, (value, version) in versions_of(model).items():
+        known, known_version = before.get(name, (None, 0))
+        if known is not value or known_version != version:
             raise UserError(
                 f"{name}: the model's forward pass changes it, so private data would reach the model without noise; "
                 "switch that off (.eval(), track_running_stats=False), or remove it"
@@ -96,17 +103,27 @@ def check_unchanged(model: nn.Module, before: dict[str, int]) -> None:
 def without_batch_norm(model: nn.Module, *, max_groups: int = 32) -> nn.Module:
     """A copy in which every batch normalisation is a group normalisation (Wu & He 2018) of as many channels.
 
-    The number of groups is the largest up to ``max_groups`` that divides the channels. Scale and shift are kept. timm's
+    The number of groups is the largest up to ``max_groups`` that divides the channels into groups of two or more: a channel that is normalised by
+    itself tells nothing of its mean. A ``BatchNorm1d``, whose channels may have one value each, becomes one group. Scale and shift are kept. timm's
     ``BatchNormAct2d`` does more than normalise: its dropout and activation follow the group normalisation.
 
     Raises:
-        UserError: a batch normalisation of somebody's own, whose forward pass may do more.
+        UserError: a batch normalisation of somebody's own, whose forward pass may do more, or one that has not seen its channels yet.
+        ValueError: ``max_groups`` is below 1.
     """
+    if max_groups < 1:
+        raise ValueError(f"max_groups={max_groups}: expected a whole number ≥ 1")
+    for name, module in model.named_modules():
+        if isinstance(module, _BATCH_NORMS) and module.num_features == 0:
+            raise UserError(
+                f"module {name or type(module).__name__!r} ({type(module).__name__}): does not know its channels yet; call the model once "
+                "on an example"
+            )
     if isinstance(model, _BATCH_NORMS):
         return _replacement_of(model, max_groups)
     model = copy.deepcopy(model)
     for module in list(model.modules()):
-        for name, child in list(module.named_children()):
+        for name, child in list(module._modules.items()):  # named_children() tells one that is used twice once
             if isinstance(child, _BATCH_NORMS) and not isinstance(child, nn.modules.instancenorm._InstanceNorm):
                 setattr(module, name, _replacement_of(child, max_groups))
     return model
@@ -127,7 +144,8 @@ def _replacement_of(norm: nn.modules.batchnorm._BatchNorm, max_groups: int) -> n
 
 def _group_norm_of(norm: nn.modules.batchnorm._BatchNorm, max_groups: int) -> nn.GroupNorm:
     channels = norm.num_features
-    groups = max(g for g in range(1, min(max_groups, channels) + 1) if channels % g == 0)
+    most = 1 if isinstance(norm, nn.BatchNorm1d) else max(1, min(max_groups, channels // 2))
+    groups = max(g for g in range(1, most + 1) if channels % g == 0)
     replacement = nn.GroupNorm(groups, channels, eps=norm.eps, affine=norm.affine)
     if norm.affine:
         replacement.load_state_dict(

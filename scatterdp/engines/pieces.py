@@ -85,7 +85,7 @@ def numbers_of_row(model: nn.Module, x: Tensor) -> int:
     ]
     before = versions_of(model)
     try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        with torch.enable_grad(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             model(torch.zeros_like(x[:1]))
         check_unchanged(model, before)
     finally:

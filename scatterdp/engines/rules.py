@@ -256,11 +256,18 @@ def _in_units(values: Tensor) -> tuple[Tensor, Tensor]:
     return values / unit.view(-1, *[1] * (values.ndim - 1)), unit.double()
 
 
-def _times(values: Tensor, factors: Tensor) -> Tensor:
+def scaled(values: Tensor, factors: Tensor) -> Tensor:
+    """Values times a factor for each row; zeros where all of a row's are then below 1e-30."""
     values, unit = _in_units(values)  # a factor may be too small for single precision where its product is not
     units = factors * unit
     units = torch.where(units < _SMALLEST, 0, units)  # near the end of single precision rounding could exceed the bound
     return values * units.to(values.dtype).view(-1, *[1] * (values.ndim - 1))
+
+
+def _bias_sum(gradients: Tensor, positions: range, factors: Tensor) -> Tensor:
+    """Sums over rows and axes of positions in double precision, as the norms are: what nearly cancels over positions must not round."""
+    sums = gradients.sum(tuple(positions), dtype=torch.float64) if positions else gradients.double()
+    return (factors.double() @ sums).to(gradients.dtype)
 
 
 class Known(Rule):
@@ -348,12 +355,12 @@ class LinearRule(MatrixRule):
         return positions, self.inputs.shape[-1], self.gradients.shape[-1]
 
     def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
-        v = _times(self.gradients, factors).flatten(0, -2)
+        v = scaled(self.gradients, factors).flatten(0, -2)
         sums: dict[str, Tensor] = {}
         if "weight" in self.trainable:
             sums["weight"] = v.t() @ self.inputs.flatten(0, -2)
         if "bias" in self.trainable:
-            sums["bias"] = v.sum(0)
+            sums["bias"] = _bias_sum(self.gradients, range(1, self.gradients.ndim - 1), factors)
         return sums
 
 
@@ -444,9 +451,9 @@ class ConvolutionRule(MatrixRule):
         width, (rows, columns) = a.shape[3], v.shape[2:]
         flat = a.flatten(2)
         # Rows of V as long as the image's, zeros at the end: a place in the kernel is then a shift of the flat image.
-        wide = (
-            F.pad(v, (0, width - columns)).flatten(2)[:, :, : (rows - 1) * width + columns].transpose(1, 2).contiguous()
-        )
+        wide = F.pad(v, (0, width - columns)).flatten(2)[:, :, : (rows - 1) * width + columns].transpose(1, 2)
+        if wide.stride(2) != 1:  # images with their channels last need no copy
+            wide = wide.contiguous()
         for number, (y, x) in enumerate(product(*(range(k) for k in module.kernel_size))):
             start = y * module.dilation[0] * width + x * module.dilation[1]
             shifted = flat[:, :, start : start + wide.shape[1]]
@@ -524,13 +531,13 @@ class ConvolutionRule(MatrixRule):
 
     def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
         module = self.module
-        v = _times(self.gradients, factors)
+        v = scaled(self.gradients, factors)
         sums: dict[str, Tensor] = {}
         if "weight" in self.trainable:
             a, padding = with_zeros_to_add(module, self.inputs)
             sums["weight"] = torch.ops.aten.convolution_backward(
-                v.contiguous(),
-                a.contiguous(),
+                _dense(v),
+                _dense(a),
                 module.weight.detach(),
                 None,
                 module.stride,
@@ -542,8 +549,15 @@ class ConvolutionRule(MatrixRule):
                 (False, True, False),
             )[1]
         if "bias" in self.trainable:
-            sums["bias"] = v.flatten(2).sum((0, 2))
+            sums["bias"] = _bias_sum(self.gradients, range(2, self.gradients.ndim), factors)
         return sums
+
+
+def _dense(values: Tensor) -> Tensor:
+    """The values without gaps in memory, in their order there: a convolution keeps it."""
+    if values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last):
+        return values
+    return values.contiguous()
 
 
 def with_zeros_to_add(module: Any, inputs: Tensor) -> tuple[Tensor, tuple[int, ...]]:
@@ -655,9 +669,10 @@ class EmbeddingRule(Rule):
 
     def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
         indices, gradients = self._flat()
-        result = torch.zeros_like(self.module.weight)
-        result.index_add_(0, indices.flatten(), _times(gradients, factors).flatten(0, 1))
-        return {"weight": result}
+        # In double precision, as the norms are: a token's gradients at many positions may nearly cancel.
+        result = torch.zeros_like(self.module.weight, dtype=torch.float64)
+        result.index_add_(0, indices.flatten(), (gradients.double() * factors.double().view(-1, 1, 1)).flatten(0, 1))
+        return {"weight": result.to(gradients.dtype)}
 
 
 #: Rules by kind of module; subclasses are not covered, for their forward may be another.

@@ -21,16 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scatterdp.engines import bookkeeping
-from scatterdp.engines.contract import Engine, PerExampleLoss
+from scatterdp.engines.contract import Engine, PerExampleLoss, check_copies
 from scatterdp.engines.modules import check_private, check_unchanged, full_name, layers_of, own_parameters, versions_of
 from scatterdp.engines.precision import full_precision, in_single_precision
 from scatterdp.engines.rules import ConvolutionRule, Known, Rule, padded
 from scatterdp.errors import UserError
-
-_BRANCH_DROPOUTS = (
-    "StochasticDepth",
-    "DropPath",
-)  # torchvision's and timm's: each example goes without a branch, by chance
 
 Strategy = Callable[[nn.Module, PerExampleLoss, Tensor, Tensor], dict[str, Tensor]]
 
@@ -85,12 +80,21 @@ def hooks(model: nn.Module, loss: PerExampleLoss, x: Tensor, y: Tensor) -> dict[
             raise UserError(
                 f"module {name or type(module).__name__!r} ({type(module).__name__}): Opacus ignores its padding; take another engine"
             )
+        if isinstance(module, nn.LayerNorm) and module.bias is None:
+            raise UserError(
+                f"module {name or 'LayerNorm'!r} (LayerNorm): Opacus serves none without a bias; take another engine"
+            )
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if len(x) == 0:
         return {name: p.new_zeros(0, *p.shape) for name, p in parameters.items()}
+    own = copy.deepcopy(model)
+    for _, module in layers_of(own):
+        module.training = True  # or Opacus does not look; none of the layers that it serves is another one then
+        if isinstance(module, nn.Conv2d):  # Opacus reads images as if their rows came first in memory
+            module.register_forward_pre_hook(lambda _, given: tuple(images.contiguous() for images in given))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        wrapped = GradSampleModule(copy.deepcopy(model).train(model.training), loss_reduction="sum")
+        wrapped = GradSampleModule(own, loss_reduction="sum")
         with torch.enable_grad():
             loss(wrapped(x), y).sum().backward()
     gradients: dict[str, Any] = {
@@ -157,58 +161,29 @@ def per_example_gradients(
         copies: rows in succession that are copies of one example; its loss is the mean of theirs.
 
     Raises:
-        UserError: a layer that cannot be private, or that the strategy does not know.
-        ValueError: an unknown strategy.
+        UserError: a layer that cannot be private, or that the strategy does not know; losses that are not one an example.
+        ValueError: an unknown strategy, or copies that do not divide the rows.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy={strategy!r}: expected one of {', '.join(STRATEGIES)}")
     check_private(model)
+    check_copies(x, copies)
     before = versions_of(model)
-    gradients = {name: in_single_precision(g) for name, g in STRATEGIES[strategy](model, loss, x, y).items()}
+
+    def of_rows(outputs: Tensor, y: Tensor) -> Tensor:
+        losses = loss(outputs, y)
+        if losses.shape != y.shape[:1]:
+            raise UserError(
+                f"loss of shape {tuple(losses.shape)} for {len(y)} examples: expected one number an example, "
+                'reduction="none"'
+            )
+        return losses
+
+    gradients = {name: in_single_precision(g) for name, g in STRATEGIES[strategy](model, of_rows, x, y).items()}
     check_unchanged(model, before)
     if copies == 1:
         return gradients
     return {name: rows.unflatten(0, (-1, copies)).mean(1) for name, rows in gradients.items()}
-
-
-def check_by_example(model: nn.Module, x: Tensor) -> None:
-    """Refuse a model whose per-example gradients, all at once, are not those of its examples one by one.
-
-    That finds what no list of layers can: operations that mix examples, and weights that are used outside their layer.
-
-    Args:
-        model: dropout, of values or of whole branches, is left out for the check, and so is autocast around it.
-        x: two or more made-up inputs; never private ones, for the answer is not accounted.
-
-    Raises:
-        UserError: they differ.
-    """
-    dropouts = [
-        module
-        for module in model.modules()
-        if module.training
-        and (isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ in _BRANCH_DROPOUTS)
-    ]
-    for module in dropouts:
-        module.eval()
-    try:
-        with torch.random.fork_rng(devices=[]), full_precision(x.device):
-            torch.manual_seed(0)
-            weights = torch.randn(model(x[:1])[0].shape).to(x.device)
-            ours, alone = (
-                per_example_gradients(model, lambda o, _: (o * weights).flatten(1).sum(1), x, x, strategy=strategy)
-                for strategy in ("unfold", "loop")
-            )
-    finally:
-        for module in dropouts:
-            module.train()
-    for name, gradient in alone.items():
-        largest = max(gradient.abs().max().item(), 1e-6)
-        if not (ours[name] - gradient).abs().max().item() <= 1e-3 * largest:
-            raise UserError(
-                f"model: its per-example gradients are not those of its examples alone (seen at {name}): something mixes examples, or "
-                "a weight is used outside its layer; keep examples apart, or take engine='vmap'"
-            )
 
 
 def engine_of(strategy: str) -> Engine:

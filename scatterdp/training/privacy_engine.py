@@ -18,17 +18,21 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from types import MethodType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves, tree_map
 
-from scatterdp.engines import check_by_example
+from scatterdp.engines.apart import check_by_example, made_up
 from scatterdp.engines.bookkeeping import Recorder, by_the_shapes, clip, everywhere
 from scatterdp.engines.clipping import Clipping
+from scatterdp.engines.modules import check_private
 from scatterdp.engines.precision import in_single_precision
 from scatterdp.errors import ConfigError, UserError
 from scatterdp.privacy.accounting import Accountant
@@ -40,6 +44,7 @@ from scatterdp.ranks import several
 from scatterdp.training.plan import TrainingPlan
 
 BookKeeping = Literal["mixed_ghost", "ghost"]
+_served: WeakSet[nn.Module] = WeakSet()  # models that an engine looks at
 
 
 class PrivacyEngine:
@@ -49,6 +54,11 @@ class PrivacyEngine:
     ``batch_size / sample_size`` (Poisson), or all of them when the two are equal. A logical batch may come in several pieces:
     ``virtual_step`` takes all but the last, ``step`` the last; noise is added once, and each piece counts at most once. Forward passes may
     run under ``torch.autocast``; norms and sums are float32 in any case.
+
+    The forward pass is the user's: losses are of one call of the model itself, and what they take from weights otherwise (a penalty) is not in the
+    gradients. Passes under ``torch.no_grad()`` may come in between. What the model is called with is tried on made-up rows of its shape first, and a model
+    that mixes examples is refused; what begins at more than five rows, or is done to outputs after the model, is not found
+    (:mod:`scatterdp.engines.apart`).
 
     Args:
         model: its trainable layers must be of :data:`scatterdp.engines.rules.RULES`.
@@ -67,7 +77,9 @@ class PrivacyEngine:
     Raises:
         ConfigError: values out of range, or both or neither of ``target_epsilon`` and ``noise_multiplier``.
         BudgetError: no noise meets the target.
-        UserError: several processes (``torchrun``); a layer that cannot be private; says which and the way out. At the first forward pass: a model that mixes examples.
+        UserError: several processes (``torchrun``); a layer that cannot be private; says which and the way out; no trainable
+            parameters; another engine on the model. At the first forward pass: a model that mixes examples. Later: parameters that are not
+            those of the beginning.
     """
 
     def __init__(
@@ -93,8 +105,24 @@ class PrivacyEngine:
             )
         if (target_epsilon is None) == (noise_multiplier is None):
             raise ConfigError("target_epsilon, noise_multiplier: each determines the other, give one of them")
-        if engine not in ("mixed_ghost", "ghost"):
-            raise ConfigError(f"engine={engine!r}: expected mixed_ghost or ghost")
+        for name, value, known in (
+            ("engine", engine, BookKeeping),
+            ("clipping", clipping, Clipping),
+            ("accountant", accountant, Accountant),
+        ):
+            if value not in get_args(known):
+                raise ConfigError(f"{name}={value!r}: expected {' or '.join(get_args(known))}")
+        for name, value in (("batch_size", batch_size), ("sample_size", sample_size), ("epochs", epochs)):
+            if not _is_whole(value) or value < 1:
+                raise ConfigError(f"{name}={value!r}: expected a whole number ≥ 1")
+        if seed is not None and (not _is_whole(seed) or seed < 0):
+            raise ConfigError(f"seed={seed!r}: expected a whole number ≥ 0, or None")
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"model={model!r}: expected a torch.nn.Module")
+        if model in _served:
+            raise UserError(
+                "model: another PrivacyEngine is on it; call that one's detach() first, and add up what both spend"
+            )
         plan = TrainingPlan(
             num_examples=sample_size,
             batch_size=batch_size,
@@ -112,9 +140,17 @@ class PrivacyEngine:
         self.plan = plan if target_epsilon is None else plan.calibrated(target_epsilon=target_epsilon)
         self.steps_taken = 0
         self._key = RandomKey.make(seed).bound_to(repr(self.plan))
-        self._check = model.register_forward_pre_hook(self._check_first)
         self._checked: set[bool] = set()  # values of model.training
+        check_private(model)
+        self._parameters = _trainable(model)
+        if not self._parameters:
+            raise UserError("model: has no trainable parameters; unfreeze some with requires_grad_(True)")
         self._recorder = Recorder(model)
+        # Before the recorder's, and a function, which a deep copy of the model shares without copying the engine.
+        self._check = model.register_forward_pre_hook(
+            lambda module, given, named: self._check_first(module, given, named), with_kwargs=True, prepend=True
+        )
+        _served.add(model)
         self._sums: dict[str, Tensor] = {}
         self._expected: tuple[int, bool] | None = None  # rows of the piece that is out, and whether it is the last
         self._counted = True  # false while a piece is being added, and for good if that fails half-way
@@ -134,7 +170,7 @@ class PrivacyEngine:
         Raises:
             UserError: the piece before was not given to ``step`` or ``virtual_step``, or that failed; or a later call has begun.
         """
-        if physical_batch_size < 1:
+        if not _is_whole(physical_batch_size) or physical_batch_size < 1:
             raise ConfigError(f"physical_batch_size={physical_batch_size}: expected a whole number ≥ 1")
         this = self._latest = object()
         self._sums, self._expected, self._counted = {}, None, True
@@ -157,26 +193,33 @@ class PrivacyEngine:
     def attach(self, optimizer: Optimizer) -> None:
         """Give the optimizer ``step(loss=…)`` and ``virtual_step(loss=…)``; both take per-example losses ``(b,)``.
 
-        Each entry of a loss must depend on its own example alone, as ``reduction="none"`` gives it: that is not checked.
+        Each entry of a loss must depend on its own example alone, as ``reduction="none"`` gives it, not on the number of rows either (a
+        division by ``len(rows)``): that is not checked.
 
         Raises:
-            UserError: the optimizer holds trainable parameters that the model does not, or the other way round.
+            UserError: the optimizer holds trainable parameters that the model does not, or the other way round, or gradients of others; it has been
+                given to an engine before; it wants to compute losses itself (LBFGS), or sparse gradients.
         """
-        ours = {id(p) for p in self.model.parameters() if p.requires_grad}
-        theirs = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
-        if ours != theirs:
+        if not isinstance(optimizer, Optimizer):
+            raise UserError(f"optimizer: is of type {type(optimizer).__name__}; expected a torch.optim.Optimizer")
+        kind, update = type(optimizer).__name__, optimizer.step
+        if hasattr(optimizer, "virtual_step"):
+            raise UserError("optimizer: has been given to a PrivacyEngine before; make a new one")
+        closure = inspect.signature(update).parameters.get("closure")
+        if (closure is not None and closure.default is inspect.Parameter.empty) or kind == "SparseAdam":
             raise UserError(
-                "optimizer: does not hold exactly the model's trainable parameters; make it from model.parameters()"
+                f"optimizer: {kind} takes no gradient as it is given; take SGD, Adam or another first-order one"
             )
-        update = optimizer.step
+        self._check_optimizer(optimizer)
 
-        def step(_: Optimizer, *, loss: Tensor) -> None:
+        def step(_: Optimizer, *, loss: Tensor | None = None) -> None:
             self._check_steps_left()
+            self._check_optimizer(optimizer)
             self._accumulate(loss, last=True)
             self._release()
             update()
 
-        def virtual_step(_: Optimizer, *, loss: Tensor) -> None:
+        def virtual_step(_: Optimizer, *, loss: Tensor | None = None) -> None:
             self._accumulate(loss, last=False)
 
         # Methods, for schedulers of the learning rate look for their functions.
@@ -202,34 +245,63 @@ class PrivacyEngine:
         """Take the hooks off the model."""
         self._check.remove()
         self._recorder.close()
+        _served.discard(self.model)
 
-    def _check_first(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def _check_parameters(self) -> None:
+        if _trainable(self.model) != self._parameters:
+            raise UserError(
+                "model: its trainable parameters are not those that PrivacyEngine was made for (frozen, unfrozen, replaced or of another precision since); "
+                "make a new engine and optimizer, and add up what both engines spend"
+            )
+
+    def _check_optimizer(self, optimizer: Optimizer) -> None:
+        """What it will update: the model's trainable parameters, and nothing by a gradient that is not from here."""
+        self._check_parameters()
+        theirs = [p for group in optimizer.param_groups for p in group["params"]]
+        ours = {id(p) for p in self.model.parameters() if p.requires_grad}
+        if {id(p) for p in theirs if p.requires_grad} != ours:
+            raise UserError(
+                "optimizer: does not hold exactly the model's trainable parameters; make it from model.parameters()"
+            )
+        if any(p.grad is not None for p in theirs if not p.requires_grad):
+            raise UserError(
+                "optimizer: a frozen parameter has a gradient, which would be applied without clipping and noise; call optimizer.zero_grad()"
+            )
+
+    def _check_first(self, model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Before the first batch in training mode, and out of it, on made-up inputs of its shape: does the model keep examples apart?"""
         mode = model.training
         if mode in self._checked or not torch.is_grad_enabled():
             return
         self._checked.add(mode)
         try:
-            self._check_apart(model, inputs)
+            self._check_apart(model, inputs, named)
         except BaseException:
             self._checked.discard(mode)
             raise
 
-    def _check_apart(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if inputs and isinstance(inputs[0], Tensor) and inputs[0].is_floating_point():
-            shape = (2, *inputs[0].shape[1:])
-            made_up = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=inputs[0].dtype)
-            made_up = made_up.to(inputs[0].device)
-            # Under autocast the inputs may be of half precision where the model is not; the check is made without autocast.
-            check_by_example(
-                model, in_single_precision(made_up) if torch.is_autocast_enabled(made_up.device.type) else made_up
+    def _check_apart(self, model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        tensors = [value for value in tree_leaves((inputs, named)) if isinstance(value, Tensor) and value.ndim]
+        if not tensors:
+            raise UserError(
+                "model: is called without a tensor of examples, so that what it does with them cannot be tried"
             )
+        inputs, named = made_up(model, (inputs, named), len(tensors[0]))
+        if torch.is_autocast_enabled(tensors[0].device.type):
+            # Inputs may be of half precision where the model is not; the check is made without autocast.
+            inputs, named = tree_map(lambda v: in_single_precision(v) if isinstance(v, Tensor) else v, (inputs, named))
+        check_by_example(model, *inputs, **named)
 
     def _check_steps_left(self) -> None:
         if self.steps_taken >= self.plan.steps:
             raise UserError(f"optimizer.step: all {self.plan.steps} steps that the noise was made for are taken")
 
-    def _accumulate(self, losses: Tensor, *, last: bool) -> None:
+    def _accumulate(self, losses: Tensor | None, *, last: bool) -> None:
+        if not isinstance(losses, Tensor):
+            raise UserError(
+                f"optimizer.{'step' if last else 'virtual_step'}: expected the losses of the piece, one an example, as loss="
+            )
+        self._check_parameters()
         if losses.ndim != 1:
             raise UserError(f"loss of shape {tuple(losses.shape)}: expected one number an example, reduction='none'")
         if self._expected != (len(losses), last):
@@ -275,3 +347,12 @@ class PrivacyEngine:
                 device=parameter.device,
             )
             parameter.grad = (sums[name] + noise) / self.plan.batch_size
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _trainable(model: nn.Module) -> dict[str, tuple[int, torch.dtype]]:
+    """Which tensor each trainable parameter is, and its precision."""
+    return {name: (id(p), p.dtype) for name, p in model.named_parameters() if p.requires_grad}

@@ -162,6 +162,14 @@ def test_each_engine_gives_the_loops_answer_for_each_layer(engine, name, clippin
     assert expected.norms.max() > 0.3  # something was clipped
 
 
+@pytest.mark.parametrize(("engine", "name"), [pair for pair in pairs(GENERAL) if pair[1].startswith("conv2d")])
+def test_images_with_their_channels_last_are_the_same_images(engine, name):
+    model, x, y = batch_of(name)
+    expected = loop_engine(model, cross_entropy, x, y, max_grad_norm=0.3)
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert_same(ENGINES[engine](model, cross_entropy, last, y, max_grad_norm=0.3), expected)
+
+
 @pytest.mark.parametrize("engine", ["vmap", "ghost", "mixed_ghost", "crb"])
 def test_frozen_batch_norm_is_a_constant_map(engine):
     model = nn.Sequential(nn.Conv2d(2, 3, 3), used_batch_norm(), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3))
@@ -318,6 +326,63 @@ def test_batch_norm_is_refused_and_swapped(engine):
     assert_same(ENGINES[engine](fixed, cross_entropy, x, y, max_grad_norm=1.0), expected)
 
 
+@pytest.mark.parametrize(
+    ("norm", "groups"),
+    [
+        (nn.BatchNorm2d(64), 32),
+        (nn.BatchNorm2d(32), 16),
+        (nn.BatchNorm3d(7), 1),
+        (nn.BatchNorm2d(6), 3),
+        (nn.BatchNorm2d(1), 1),
+        (nn.BatchNorm1d(32), 1),
+        (nn.BatchNorm1d(64), 1),
+    ],
+)
+def test_no_channel_is_normalised_by_itself(norm, groups):
+    swapped = without_batch_norm(norm)
+    assert isinstance(swapped, nn.GroupNorm)
+    assert swapped.num_groups == groups
+
+
+def test_a_swapped_network_still_sees_its_inputs():
+    model = without_batch_norm(nn.Sequential(nn.Linear(5, 32), nn.BatchNorm1d(32), nn.Linear(32, 3)))
+    outputs = model(torch.randn(6, 5, generator=torch.Generator().manual_seed(0)))
+    assert outputs.std(0).min() > 1e-2
+
+
+def test_a_batch_norm_in_two_places_is_swapped_in_both():
+    norm = nn.BatchNorm2d(4)
+    swapped = without_batch_norm(nn.Sequential(nn.Conv2d(4, 4, 3), norm, nn.Conv2d(4, 4, 3), norm))
+    assert [type(module) for module in swapped.children()] == [nn.Conv2d, nn.GroupNorm] * 2
+    check_private(swapped)
+
+
+def test_what_cannot_be_swapped():
+    with pytest.raises(UserError, match="does not know its channels yet"):
+        without_batch_norm(nn.Sequential(nn.Flatten(), nn.LazyBatchNorm1d()))
+    with pytest.raises(ValueError, match="max_groups=0: expected a whole number ≥ 1"):
+        without_batch_norm(nn.BatchNorm2d(4), max_groups=0)
+
+
+def test_hooks_serve_a_model_in_evaluation_mode():
+    model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 4)).eval()
+    x, y = torch.randn(3, 5), torch.tensor([0, 1, 2])
+    expected = loop_engine(model, cross_entropy, x, y, max_grad_norm=0.1)
+    assert_same(ENGINES["hooks"](model, cross_entropy, x, y, max_grad_norm=0.1), expected)
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_losses_that_are_not_one_an_example(strategy):
+    x, y = torch.randn(3, 5), torch.tensor([0, 1, 2])
+    with pytest.raises(
+        UserError, match=r"^loss of shape \(\) for .* expected one number an example, reduction=\"none\"$"
+    ):
+        per_example_gradients(nn.Linear(5, 4), F.cross_entropy, x, y, strategy=strategy)
+    with pytest.raises(ValueError, match="copies=2: does not divide the 3 rows"):
+        per_example_gradients(nn.Linear(5, 4), cross_entropy, x, y, strategy=strategy, copies=2)
+
+
 @pytest.mark.parametrize("engine", [*GENERAL, "loop"])
 def test_shared_parameters_are_refused(engine):
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
@@ -332,7 +397,9 @@ def test_a_layer_used_twice_is_refused(engine):
     model = nn.Sequential()
     model.add_module("layer", layer)
     model.forward = lambda x: layer(torch.tanh(layer(x)))  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(UserError, match=r"^module 'layer' \(Linear\): is used twice; take engine='vmap'$"):
+    with pytest.raises(
+        UserError, match=r"^module 'layer' \(Linear\): is used twice; take engine='vmap' \(PrivacyEngine has none\)$"
+    ):
         ENGINES[engine](model, cross_entropy, torch.randn(2, 4), torch.tensor([0, 1]), max_grad_norm=1.0)
 
 
@@ -340,7 +407,8 @@ def test_a_layer_used_twice_is_refused(engine):
 def test_a_layer_without_a_rule_is_refused_by_name(engine):
     model = nn.Sequential(nn.Linear(4, 4), nn.PReLU())
     with pytest.raises(
-        UserError, match=r"^module '1' \(PReLU\): no rule for its per-example gradients .*take engine='vmap'"
+        UserError,
+        match=r"^module '1' \(PReLU\): no rule for its per-example gradients .*take engine='vmap' \(PrivacyEngine has none\)",
     ):
         ENGINES[engine](model, cross_entropy, torch.randn(2, 4), torch.tensor([0, 1]), max_grad_norm=1.0)
 
@@ -525,22 +593,30 @@ def test_an_input_that_is_overwritten_is_refused(engine):
 
 
 class Remembers(nn.Module):
-    def __init__(self) -> None:
+    """Writes into its buffer, or puts another in its place."""
+
+    def __init__(self, *, replaces: bool) -> None:
         super().__init__()
-        self.layer = nn.Linear(5, 4)
+        self.layer, self.replaces = nn.Linear(5, 4), replaces
         self.register_buffer("seen", torch.zeros(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        self.seen += x.detach().mean(0)
+        if self.replaces:
+            self.seen = 0.9 * self.seen + x.detach().mean(0)
+        else:
+            self.seen += x.detach().mean(0)
         return self.layer(x)
 
 
 @pytest.mark.parametrize("engine", [*sorted(set(GENERAL) - {"vmap", "hooks"}), "loop"])
-def test_a_model_that_writes_what_it_sees_into_itself_is_refused(engine):
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_model_that_writes_what_it_sees_into_itself_is_refused(engine, replaces):
     with pytest.raises(
         UserError, match=r"^seen: the model's forward pass changes it, so private data would reach the model"
     ):
-        ENGINES[engine](Remembers(), cross_entropy, torch.randn(3, 5), torch.tensor([0, 1, 2]), max_grad_norm=1.0)
+        ENGINES[engine](
+            Remembers(replaces=replaces), cross_entropy, torch.randn(3, 5), torch.tensor([0, 1, 2]), max_grad_norm=1.0
+        )
 
 
 @pytest.mark.parametrize("engine", [*GENERAL, "loop"])
@@ -555,30 +631,25 @@ def test_embeddings_that_mix_examples_are_refused(engine, option):
 def test_parameters_beside_weight_and_bias_are_refused(engine):
     layer = nn.Linear(5, 4)
     layer.register_parameter("extra", nn.Parameter(torch.ones(4)))
-    with pytest.raises(UserError, match=r"^module 'Linear' \(Linear\): has extra of its own; take engine='vmap'$"):
+    with pytest.raises(
+        UserError,
+        match=r"^module 'Linear' \(Linear\): has extra of its own; take engine='vmap' \(PrivacyEngine has none\)$",
+    ):
         ENGINES[engine](layer, cross_entropy, torch.randn(3, 5), torch.tensor([0, 1, 2]), max_grad_norm=1.0)
 
 
-class Mixes(nn.Module):
+class Hides(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer, self.last = nn.Linear(5, 6), nn.Linear(6, 4)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.layer(x)
-        return self.last(h - h.mean(0))
-
-
-class Hides(Mixes):
     def forward(self, x: Tensor) -> Tensor:
         return self.last(
             torch.tanh(F.linear(self.layer(x), self.layer.weight.new_ones(6, 6)) + x @ self.layer.weight.t())
         )
 
 
-@pytest.mark.parametrize(
-    "model", [Mixes(), Hides(), nn.Sequential(nn.Linear(5, 6), nn.Softmax(0), nn.Linear(6, 4))], ids=repr
-)
+@pytest.mark.parametrize("model", [Hides(), nn.Sequential(nn.Linear(5, 6), nn.Softmax(0), nn.Linear(6, 4))], ids=repr)
 def test_models_that_mix_examples_or_hide_a_weights_use_are_found_out(model):
     with pytest.raises(UserError, match=r"^model: its per-example gradients are not those of its examples alone"):
         check_by_example(model, torch.randn(3, 5))
@@ -589,6 +660,51 @@ def test_models_that_keep_examples_apart_pass(name):
     model, x, _ = batch_of(name)
     check_by_example(model, torch.randn_like(x))
     check_by_example(nn.Sequential(model, nn.Dropout(0.5)), torch.randn_like(x))
+
+
+def both_signs(count: int, scale: float) -> Tensor:
+    """``(1, count)`` numbers, first those above 0, that cancel but for a millionth."""
+    half = scale * torch.randn(count // 2, generator=torch.Generator().manual_seed(0)).abs()
+    values = torch.cat([half, -half])
+    values[0] += 1e-6 * scale
+    return values[None]
+
+
+def signed_series() -> tuple[nn.Module, Tensor, Tensor]:
+    """A series without inputs and targets of both signs: only the bias has a gradient, a small rest of large ones."""
+    model = nn.Linear(64, 1)
+    with torch.no_grad():
+        model.bias.zero_()
+    return model, torch.zeros(1, 256, 64), both_signs(256, 1e5)
+
+
+def signed_pixels() -> tuple[nn.Module, Tensor, Tensor]:
+    """The same of a convolution of black images."""
+    model = nn.Sequential(nn.Conv2d(64, 1, 3, bias=True), nn.Flatten())
+    with torch.no_grad():
+        model[0].bias.zero_()  # pyright: ignore
+    return model, torch.zeros(1, 64, 8, 8), both_signs(36, 1e5)
+
+
+def signed_tokens() -> tuple[nn.Module, Tensor, Tensor]:
+    """One token at 512 places, pulled both ways."""
+    model = nn.Embedding(600, 1)
+    with torch.no_grad():
+        model.weight.zero_()
+    return model, torch.zeros(1, 512, dtype=torch.int64), both_signs(512, 1e3)
+
+
+@pytest.mark.parametrize("engine", [*GENERAL, "loop"])
+@pytest.mark.parametrize("bound", [1e-2, 1e-4])
+@pytest.mark.parametrize("make", [signed_series, signed_pixels, signed_tokens])
+def test_the_bound_holds_where_gradients_cancel_over_positions(engine, make, bound):
+    model, x, targets = make()
+
+    def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs.flatten(1) - targets).square().sum(1)
+
+    sums = ENGINES[engine](model, squared_error, x, targets, max_grad_norm=bound).gradients
+    assert torch.cat([value.flatten() for value in sums.values()]).double().norm() <= bound * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("engine", ["ghost", "mixed_ghost"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -20,7 +21,7 @@ N = 60
 X, Y = torch.randn(N, 2, 6, 6, generator=torch.Generator().manual_seed(0)), torch.arange(N) % 3
 
 
-def network() -> nn.Module:
+def network() -> nn.Sequential:
     torch.manual_seed(1)
     return nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.Tanh(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)
@@ -358,7 +359,7 @@ def test_no_step_is_taken_beyond_the_plan():
     [
         ({"target_epsilon": 3.0}, ConfigError, "target_epsilon, noise_multiplier: each determines the other"),
         ({"noise_multiplier": None}, ConfigError, "target_epsilon, noise_multiplier: each determines the other"),
-        ({"batch_size": 0}, ConfigError, "batch_size=0: expected 1 to 60"),
+        ({"batch_size": 0}, ConfigError, "batch_size=0: expected a whole number ≥ 1"),
         ({"batch_size": 61}, ConfigError, "batch_size=61: expected 1 to 60"),
         ({"max_grad_norm": 0.0}, ConfigError, "max_grad_norm=0: expected a number > 0"),
         ({"engine": "hooks"}, ConfigError, "engine='hooks': expected mixed_ghost or ghost"),
@@ -460,3 +461,215 @@ def test_an_optimizer_of_other_parameters_is_refused():
         with pytest.raises(UserError, match=r"^optimizer: does not hold exactly the model's trainable parameters"):
             engine.attach(torch.optim.SGD(parameters, lr=0.1))
     assert math.isfinite(engine.noise_multiplier)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, x: model(x=x),
+        lambda model, x: model(x.mul(10).to(torch.int64)),
+        lambda model, x: model((x,)),
+        lambda model, x: model({"x": x}),
+    ],
+    ids=["by name", "whole numbers", "in a tuple", "in a dictionary"],
+)
+@pytest.mark.parametrize("mixes", [False, True])
+def test_whatever_a_model_is_called_with_is_tried(call, mixes):
+    class Takes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(72, 3)
+
+        def forward(self, x: Any) -> Tensor:
+            x = x["x"] if isinstance(x, dict) else x[0] if isinstance(x, tuple) else x
+            x = self.linear(x.flatten(1).float())
+            return x - x.mean(0) if mixes else x
+
+    made(model := Takes())
+    if mixes:
+        with pytest.raises(UserError, match=r"^model: its per-example gradients are not those of its examples alone"):
+            call(model, X[:4])
+    else:
+        call(model, X[:4])
+
+
+def test_a_call_without_examples_cannot_be_tried():
+    made(model := network())
+    with pytest.raises(UserError, match=r"^model: is called without a tensor of examples"):
+        model("image.png")
+
+
+@pytest.mark.parametrize("parts", [lambda m, x: m[5](m[:5](x)), lambda m, x: m.forward(x)], ids=["parts", "forward"])
+def test_a_model_whose_parts_are_called_is_noticed(parts):
+    engine, optimizer = begun()
+    for number, (rows, _) in enumerate(engine.batches()):
+        if number == 0:
+            optimizer.step(loss=losses_of(engine.model, rows))
+            continue
+        loss = F.cross_entropy(parts(engine.model, X[rows]), Y[rows], reduction="none")
+        with pytest.raises(UserError, match=r"^model: was not called since the last step with gradients on"):
+            optimizer.step(loss=loss)
+        break
+    assert engine.steps_taken == 1
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_an_evaluation_between_forward_pass_and_step_changes_nothing(guard):
+    engine, optimizer = begun()
+    for rows, _ in engine.batches():
+        loss = losses_of(engine.model, rows)
+        with guard():
+            engine.model(X[:3])
+        optimizer.step(loss=loss)
+    weights = torch.cat([p.detach().flatten() for p in engine.model.parameters()])
+    assert torch.equal(weights, finish(*begun(), 256))
+
+
+@pytest.mark.parametrize("spoil", [Tensor.detach, None], ids=["detached", "of another pass"])
+def test_losses_that_are_not_of_the_last_forward_pass(spoil):
+    engine, optimizer = begun()
+    rows, _ = next(engine.batches())
+    loss = losses_of(engine.model, rows)
+    if spoil is None:
+        losses_of(engine.model, rows)
+    else:
+        loss = spoil(loss)
+    with pytest.raises(UserError, match=r"^loss: does not come from the model's last forward pass with gradients on"):
+        optimizer.step(loss=loss)
+    assert engine.steps_taken == 0
+
+
+def test_a_gradient_left_in_a_frozen_parameter_is_not_applied():
+    model = network()
+    F.cross_entropy(model(X), Y).backward()
+    model[0].requires_grad_(False)
+    engine, optimizer = made(model), torch.optim.SGD(model.parameters(), lr=1.0)
+    with pytest.raises(UserError, match=r"^optimizer: a frozen parameter has a gradient, which would be applied"):
+        engine.attach(optimizer)
+    optimizer.zero_grad()
+    engine.attach(optimizer)
+    rows, _ = next(engine.batches())
+    loss = losses_of(model, rows)
+    model.get_parameter("0.weight").grad = torch.ones(4, 2, 3, 3)
+    with pytest.raises(UserError, match=r"^optimizer: a frozen parameter has a gradient"):
+        optimizer.step(loss=loss)  # pyright: ignore
+    assert engine.steps_taken == 0
+
+
+def test_parameters_that_are_added_later_are_noticed():
+    engine, optimizer = begun()
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+    rows, _ = next(engine.batches())
+    with pytest.raises(UserError, match=r"^optimizer: does not hold exactly the model's trainable parameters"):
+        optimizer.step(loss=losses_of(engine.model, rows))
+    assert engine.steps_taken == 0
+
+
+def replace_the_head(model: nn.Sequential) -> None:
+    model[5] = nn.Linear(36, 3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda m: m[0].requires_grad_(False), lambda m: m[1].requires_grad_(True), replace_the_head, lambda m: m.double()],
+    ids=["frozen", "unfrozen", "replaced", "another precision"],
+)
+def test_a_model_that_is_changed_after_the_engine_was_made(change):
+    model = network()
+    model[1].requires_grad_(False)
+    engine, optimizer = made(model), torch.optim.SGD(model.parameters(), lr=0.1)
+    engine.attach(optimizer)
+    change(model)
+    rows, _ = next(engine.batches())
+    message = r"^model: its trainable parameters are not those that PrivacyEngine was made for"
+    with pytest.raises(UserError, match=message):
+        optimizer.step(loss=torch.zeros(len(rows), requires_grad=True))  # pyright: ignore
+    with pytest.raises(UserError, match=message):
+        engine.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+    assert engine.steps_taken == 0
+
+
+@pytest.mark.parametrize("make", [torch.optim.LBFGS, torch.optim.SparseAdam])
+def test_optimizers_that_take_no_gradient_are_refused(make):
+    engine = made(network())
+    with pytest.raises(UserError, match=rf"^optimizer: {make.__name__} takes no gradient as it is given"):
+        engine.attach(make(engine.model.parameters()))
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adagrad, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adadelta])
+def test_further_optimizers(make):
+    model = network()
+    before = torch.cat([p.detach().flatten() for p in model.parameters()])
+    engine = made(model, noise_multiplier=1.0)
+    train(model, make(model.parameters(), lr=0.1), engine)
+    assert engine.steps_taken == engine.plan.steps
+    assert not torch.equal(before, torch.cat([p.detach().flatten() for p in model.parameters()]))
+
+
+def test_an_optimizer_is_given_once():
+    engine, optimizer = begun()
+    with pytest.raises(UserError, match=r"^optimizer: has been given to a PrivacyEngine before"):
+        engine.attach(optimizer)
+
+
+def test_a_model_has_one_engine_at_a_time():
+    engine = made(model := network())
+    with pytest.raises(UserError, match=r"^model: another PrivacyEngine is on it; call that one's detach\(\) first"):
+        made(model)
+    engine.detach()
+    finish(*begun_on(model))
+
+
+def begun_on(model: nn.Module) -> tuple[PrivacyEngine, Any]:
+    engine, optimizer = made(model), torch.optim.SGD(model.parameters(), lr=0.5)
+    engine.attach(optimizer)
+    return engine, optimizer
+
+
+def test_a_copy_of_the_model_is_an_ordinary_model():
+    engine, optimizer = begun()
+    duplicate = copy.deepcopy(engine.model)
+    F.cross_entropy(duplicate(X), Y).backward()
+    duplicate(X)
+    finish(engine, optimizer)
+
+
+def test_a_refused_model_stays_as_it_was():
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.PReLU())
+    with pytest.raises(UserError, match="no rule"):
+        made(model)
+    assert not model._forward_pre_hooks
+    model(X)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 20.0}, "batch_size=20.0: expected a whole number ≥ 1"),
+        ({"epochs": True}, "epochs=True: expected a whole number ≥ 1"),
+        ({"sample_size": 0}, "sample_size=0: expected a whole number ≥ 1"),
+        ({"clipping": "none"}, "clipping='none': expected flat or per_layer or automatic"),
+        ({"accountant": "moments"}, "accountant='moments': expected "),
+        ({"seed": -1}, "seed=-1: expected a whole number ≥ 0, or None"),
+    ],
+)
+def test_values_of_other_kinds(changes, message):
+    with pytest.raises(ConfigError) as raised:
+        made(network(), **changes)
+    assert str(raised.value).startswith(message)
+
+
+def test_a_model_without_trainable_parameters():
+    with pytest.raises(UserError, match=r"^model: has no trainable parameters"):
+        made(network().requires_grad_(False))
+    with pytest.raises(ConfigError, match=r"^model=None: expected a torch\.nn\.Module$"):
+        made(None)  # pyright: ignore
+
+
+def test_a_step_without_losses():
+    engine, optimizer = begun()
+    rows, _ = next(engine.batches())
+    losses_of(engine.model, rows)
+    for wrong in ({}, {"loss": [1.0]}):
+        with pytest.raises(UserError, match=r"^optimizer\.step: expected the losses of the piece, one an example"):
+            optimizer.step(**wrong)

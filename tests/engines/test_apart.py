@@ -1,0 +1,123 @@
+"""Models that mix examples are found out on made-up rows, however they are called; honest ones are left in peace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from scatterdp.engines import check_by_example, without_batch_norm
+from scatterdp.engines.apart import ROWS, made_up
+from scatterdp.errors import UserError
+
+ROWS_OF_12 = torch.randn(ROWS, 12, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randn(ROWS, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+MIXES = r"^model: its per-example gradients are not those of its examples alone \(seen at "
+
+
+class Then(nn.Module):
+    """A linear layer and what comes then."""
+
+    def __init__(self, then: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.linear, self.then = nn.Linear(12, 4), then
+
+    def forward(self, x: Tensor) -> Any:
+        return self.then(self.linear(x))
+
+
+MIXING: dict[str, Callable[[Tensor], Any]] = {
+    "a mean taken off outputs": lambda o: o - o.mean(0),
+    "a mean that no gradient passes": lambda o: o - o.mean(0).detach(),
+    "a mean before an odd activation": lambda o: torch.tanh(o - o.mean(0)),
+    "a scale of the batch": lambda o: o / o.detach().norm(),
+    "another row beside": lambda o: o + o.roll(2, 0),
+    "rows in another order": lambda o: o.flip(0),
+    "in one of several outputs": lambda o: (o, {"second": o.cumsum(0)}),
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_mixing_is_found(name):
+    with pytest.raises(UserError, match=MIXES):
+        check_by_example(Then(MIXING[name]), ROWS_OF_12)
+
+
+@pytest.mark.parametrize(
+    "then", [torch.tanh, lambda o: o / o.norm(dim=1, keepdim=True), lambda o: o.sum(1), lambda o: (o, [o.square(), 3])]
+)
+def test_what_keeps_rows_apart_passes(then):
+    check_by_example(Then(then), ROWS_OF_12)
+
+
+@pytest.mark.parametrize(
+    "normalisation",
+    [nn.InstanceNorm2d(4, affine=True), nn.GroupNorm(4, 4), without_batch_norm(nn.BatchNorm2d(4))],
+    ids=repr,
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_bias_whose_gradient_is_rounding_alone_makes_nobody_suspect(normalisation, seed):
+    torch.manual_seed(seed)
+    check_by_example(nn.Sequential(nn.Conv2d(3, 4, 3), normalisation, nn.ReLU(), nn.Conv2d(4, 2, 6)), IMAGES)
+
+
+def test_a_model_that_cannot_be_in_double_precision_is_tried_as_it_is():
+    class InSingle(Then):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x.float())
+
+    check_by_example(InSingle(torch.tanh), ROWS_OF_12)
+    with pytest.raises(UserError, match=MIXES):
+        check_by_example(InSingle(lambda o: o - o.mean(0)), ROWS_OF_12)
+
+
+def test_the_model_stays_as_it_is():
+    model = nn.Sequential(nn.Linear(12, 4), nn.Dropout(0.5))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    check_by_example(model, ROWS_OF_12)
+    assert model[1].training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model(ROWS_OF_12).dtype == torch.float32
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    torch.set_rng_state(generator)
+
+
+@pytest.mark.parametrize("answer", [lambda o: o.sum(), lambda o: None, lambda o: o.argmax(1)])
+def test_answers_that_are_no_rows_of_numbers(answer):
+    with pytest.raises(UserError, match=r"^model: answers .*, where rows of outputs were expected, one an example"):
+        check_by_example(Then(answer), ROWS_OF_12)
+
+
+class Tokens(nn.Module):
+    """Pools tokens under a mask; ``over`` is the axis."""
+
+    def __init__(self, over: int) -> None:
+        super().__init__()
+        self.tokens, self.places, self.last, self.over = nn.Embedding(50, 8), nn.Embedding(7, 8), nn.Linear(8, 3), over
+
+    def forward(self, tokens: Tensor, *, mask: Tensor, scale: float) -> Tensor:
+        h = self.tokens(tokens) + self.places(tokens % 7)
+        return self.last((scale * h * mask[..., None]).softmax(self.over).sum(1))
+
+
+def test_whole_numbers_and_names_are_made_up_too():
+    tokens, mask = torch.full((9, 6), 49), torch.ones(9, 6, dtype=torch.bool)
+    model = Tokens(over=1)
+    inputs, named = made_up(model, ((tokens,), {"mask": mask, "scale": 2.0}), 9)
+    assert inputs[0].shape == named["mask"].shape == (ROWS, 6)
+    assert inputs[0].max() < 7  # what the smallest embedding has
+    assert len(inputs[0].unique()) > 3
+    assert named["scale"] == 2.0
+    check_by_example(model, *inputs, **named)
+    with pytest.raises(UserError, match=MIXES):
+        check_by_example(Tokens(over=0), *inputs, **named)
+
+
+def test_nothing_made_up_depends_on_the_values():
+    model = Tokens(over=1)
+    first, second = (made_up(model, (torch.full((9, 6), fill), torch.full((9,), 0.1 * fill)), 9) for fill in (1, 40))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
