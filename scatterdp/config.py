@@ -255,7 +255,7 @@ class CnnsConfig(BaselinesConfig):
     use_scattering: bool = False
     """Train on cached features (ScatterNet's unless --extractor says otherwise); without it end to end, on pixels."""
     size: Literal["small", "None"] = "None"
-    """small: a smaller network."""
+    """small: a smaller network (colour: the published small one; grey: half the channels)."""
     arch: Architecture = "cnn"
     """cnn: the published networks. patch_cnn: on cached features, one convolution that starts from synthetic images' features, beside the
     features themselves. The others: ResNet-20 with group normalisation, on pixels."""
@@ -296,7 +296,7 @@ class CnnsConfig(BaselinesConfig):
             )
         if not self.use_scattering:
             for name in ("mirror", "extractor"):
-                if getattr(self, name):
+                if getattr(self, name) is not None:
                     raise ConfigError(
                         f"{name}={getattr(self, name)}: is about fixed features; give --use_scattering too"
                     )

@@ -14,9 +14,10 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from scatterdp.errors import ProcessLostError, UserError
 from scatterdp.ranks import connected, end, ranks_of_environment, several
@@ -88,8 +89,20 @@ def parsed(config: type[_Config], *, prog: str, args: list[str] | None, descript
     if ranks.rank == 0:
         import tyro  # a table of commands does without
 
-        read = tyro.cli(config, prog=prog, args=args, use_underscores=True, description=description)
+        given = _without_values(config, sys.argv[1:] if args is None else args)
+        read = tyro.cli(config, prog=prog, args=given, use_underscores=True, description=description)
     return ranks.share(read)
+
+
+def _without_values(config: Any, args: list[str]) -> list[str]:
+    """``--flag=True`` and ``--flag=False`` as the flag and its negation, for flags that are one or the other."""
+    switches = {field.name for field in fields(config) if field.type == "bool"}
+    result: list[str] = []
+    for arg in args:
+        name, _, value = arg.removeprefix("--").partition("=")
+        switch = arg.startswith("--") and name in switches and value.lower() in ("true", "false")
+        result.append(f"--{'' if value.lower() == 'true' else 'no_'}{name}" if switch else arg)
+    return result
 
 
 def launcher() -> str:

@@ -13,7 +13,7 @@ import tyro
 from run_folders import interrupted_in_epoch
 from safetensors.torch import load_file
 
-from scatterdp import cnns
+from scatterdp import cnns, experiment
 from scatterdp.config import CnnsConfig
 from scatterdp.errors import ConfigError
 from scatterdp.privacy.accounting import epsilon_of
@@ -147,8 +147,30 @@ def test_an_early_stop_keeps_the_whole_budget(arguments, monkeypatch):
     assert len(rows) == 2
     certificate = json.loads(Path("run/certificate.json").read_text())
     assert certificate["ledger"][0]["event"]["count"] == 4 * 5  # as planned
-    assert cnns.main([*arguments, "--run_dir=whole"]) == 0
+    assert cnns.main([*arguments, "--run_dir=whole"]) == 0  # without the flag nothing stops
+    assert len(Path("whole/metrics.jsonl").read_text().splitlines()) == 4
     assert summary("run")["epsilon"] == summary("whole")["epsilon"]
+
+
+def test_an_early_stop_looks_at_test_accuracy_alone(arguments, monkeypatch):
+    seen: list[list[float]] = []
+    monkeypatch.setattr(fit_module, "_has_stalled", lambda accuracies: bool(seen.append(list(accuracies))))
+    assert cnns.main([*arguments, "--early_stop=True", "--run_dir=run"]) == 0
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert [row["test_accuracy"] for row in rows] != [row["test_accuracy_ema"] for row in rows]
+    assert seen[-1] == [row["test_accuracy"] for row in rows][: len(seen[-1])]
+    assert len(seen) >= 3
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("--early_stop=True", True), ("--early_stop=false", False), ("--early_stop", True), ("--no_early_stop", False)],
+)
+def test_switches_with_a_value(given, meant, monkeypatch):
+    configs: list[CnnsConfig] = []
+    monkeypatch.setattr(experiment, "run", configs.append)
+    assert cnns.main(["--dataset=mnist", given, "--mirror=True", "--use_scattering=True"]) == 0
+    assert (configs[0].early_stop, configs[0].mirror, configs[0].use_scattering) == (meant, True, True)
 
 
 def test_stalled_is_five_epochs_without_a_better_one():

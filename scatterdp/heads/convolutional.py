@@ -17,54 +17,53 @@ Shape = tuple[int, int, int]
 
 
 def scatternet_cnn(shape: Shape, num_classes: int, *, small: bool = False) -> nn.Sequential:
-    """On ScatterNet maps: colour 64-M-64, grey 16 and 32 channels with a stride of 2 and a hidden layer of 32.
+    """On ScatterNet maps: colour 64-M-64 (small: 16-16-M-32-32), grey 16 and 32 channels with a stride of 2 and a hidden layer of 32.
 
     Args:
         shape: ``(K, h, w)`` of the maps; more than 100 channels are taken for colour.
         num_classes: outputs.
-        small: half the channels.
+        small: see there; grey half the channels (the published code has no smaller grey network, a wider one goes by that name).
     """
-    width = 2 if small else 1
     if shape[0] > 100:
-        wide = 64 // width
-        body = [
-            *_convolution(shape[0], wide, 3, padding=1),
-            nn.MaxPool2d(2, ceil_mode=True),
-            *_convolution(wide, wide, 3, padding=1),
-        ]
-        return _network(body, shape, num_classes, hidden=None)
-    first, second = 16 // width, 32 // width
+        plan = (16, 16, "M", 32, 32) if small else (64, "M", 64)
+        return _network(_body(shape[0], plan, rounded_up=True), shape, num_classes, hidden=None)
+    first, second = (8, 16) if small else (16, 32)
     body = [*_convolution(shape[0], first, 3, stride=2, padding=1), *_convolution(first, second, 3, padding=1)]
     return _network(body, shape, num_classes, hidden=32)
 
 
 def end_to_end_cnn(shape: Shape, num_classes: int, *, small: bool = False) -> nn.Sequential:
-    """On images: colour 32-32-M-64-64-M-128-128-M with a hidden layer of 128 (small: 16-16-M-32-32-M-64-M, 64);
+    """On images: colour 32-32-M-64-64-M-128-128-M (small: 16-16-M-32-32-M-64-M) with a hidden layer of 128;
     grey 16 channels of 8×8 and 32 of 4×4, both with stride 2, and a hidden layer of 32.
 
     Args:
         shape: ``(C, H, W)`` of the images.
         num_classes: outputs.
-        small: see there; grey has one size.
+        small: see there; grey half the channels, as in :func:`scatternet_cnn`.
     """
     if shape[0] == 1:
+        first, second = (8, 16) if small else (16, 32)
         body = [
-            *_convolution(1, 16, 8, stride=2, padding=2),
+            *_convolution(1, first, 8, stride=2, padding=2),
             nn.MaxPool2d(2, 1),
-            *_convolution(16, 32, 4, stride=2),
+            *_convolution(first, second, 4, stride=2),
             nn.MaxPool2d(2, 1),
         ]
         return _network(body, shape, num_classes, hidden=32)
     plan = (16, 16, "M", 32, 32, "M", 64, "M") if small else (32, 32, "M", 64, 64, "M", 128, 128, "M")
+    return _network(_body(shape[0], plan, rounded_up=False), shape, num_classes, hidden=128)
+
+
+def _body(channels: int, plan: tuple[int | str, ...], *, rounded_up: bool) -> list[nn.Module]:
+    """Convolutions of 3×3 to so many channels, and ``M`` for halving both sides."""
     body: list[nn.Module] = []
-    channels = shape[0]
     for layer in plan:
         if layer == "M":
-            body.append(nn.MaxPool2d(2))
+            body.append(nn.MaxPool2d(2, ceil_mode=rounded_up))
         else:
             body += _convolution(channels, int(layer), 3, padding=1)
             channels = int(layer)
-    return _network(body, shape, num_classes, hidden=64 if small else 128)
+    return body
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int = 0) -> list[nn.Module]:
@@ -77,8 +76,8 @@ def _network(body: list[nn.Module], shape: Shape, num_classes: int, *, hidden: i
             features = math.prod(nn.Sequential(*body)(torch.zeros(1, *shape)).shape)
     except RuntimeError as error:
         raise ConfigError(
-            f"images of {'×'.join(map(str, shape))}: too small for this network; take --use_scattering with a smaller J, or the "
-            "linear head"
+            f"dataset: inputs of {'×'.join(map(str, shape))} are too small for this network; take python -m scatterdp.baselines, or give "
+            '--use_scattering --extractor="scatternet(J=1)"'
         ) from error
     tail: list[nn.Module] = [nn.Flatten()]
     if hidden is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from scatterdp.engines import check_private, loop_engine, mixed_ghost_engine
@@ -46,9 +47,49 @@ def test_sizes_are_the_published_ones(name, shape, parameters):
     assert count(name, shape) == parameters
 
 
-@pytest.mark.parametrize("name", ["scatternet_cnn", "cnn"])
-def test_small_is_smaller(name):
-    assert count(f"{name}_small", SHAPES[name]) < count(name, SHAPES[name]) / 1.5
+@pytest.mark.parametrize(
+    ("name", "shape", "channels", "hidden"),
+    [
+        ("scatternet_cnn", (243, 8, 8), (64, 64), None),
+        ("scatternet_cnn_small", (243, 8, 8), (16, 16, 32, 32), None),
+        ("scatternet_cnn", (81, 7, 7), (16, 32), 32),
+        ("scatternet_cnn_small", (81, 7, 7), (8, 16), 32),
+        ("cnn", (3, 32, 32), (32, 32, 64, 64, 128, 128), 128),
+        ("cnn_small", (3, 32, 32), (16, 16, 32, 32, 64), 128),
+        ("cnn", (1, 28, 28), (16, 32), 32),
+        ("cnn_small", (1, 28, 28), (8, 16), 32),
+    ],
+)
+def test_layers_are_the_published_ones(name, shape, channels, hidden):
+    model = make_classifier(name, shape, 10)
+    modules = list(model.modules())
+    convolutions = [module for module in modules if isinstance(module, nn.Conv2d)]
+    assert tuple(module.out_channels for module in convolutions) == channels
+    linear = [module for module in modules if isinstance(module, nn.Linear)]
+    assert [module.out_features for module in linear] == ([10] if hidden is None else [hidden, 10])
+    # Every layer but the last is followed by tanh; nothing else is curved but pooling.
+    curved = [module for module in modules if isinstance(module, nn.Tanh)]
+    assert len(curved) == len(convolutions) + len(linear) - 1
+    rest = {type(module) for module in modules} - {nn.Conv2d, nn.Linear, nn.Tanh, nn.MaxPool2d}
+    assert rest <= {nn.Sequential, nn.Unflatten, nn.Flatten}
+
+
+@pytest.mark.parametrize("pre_activation", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_residual_networks_have_three_stages_of_halved_sides(activation, pre_activation):
+    name = f"{'preact_' if pre_activation else ''}resnet20{'_tanh' if activation == 'tanh' else ''}"
+    model = make_classifier(name, (3, 32, 32), 10)
+    sides: list[tuple[int, ...]] = []
+    activations: set[type] = set()
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda _, __, output: sides.append(tuple(output.shape[1:])))
+        if isinstance(module, (nn.ReLU, nn.Tanh)):
+            activations.add(type(module))
+    model(torch.randn(1, 3 * 32 * 32))
+    assert sides == [(16, 32, 32)] * 7 + [(32, 16, 16)] * 6 + [(64, 8, 8)] * 6
+    assert activations == {nn.ReLU if activation == "relu" else nn.Tanh}
+    assert all(module.num_groups == 16 for module in model.modules() if isinstance(module, nn.GroupNorm))
 
 
 def test_initial_weights_are_a_function_of_the_seed_and_leave_torchs_generator_alone():
@@ -83,5 +124,5 @@ def test_every_network_can_be_clipped_per_example(name):
 def test_unknown_names_and_images_that_are_too_small():
     with pytest.raises(ConfigError, match=r"^head='transformer': expected one of linear, "):
         make_classifier("transformer", (3, 32, 32), 10)
-    with pytest.raises(ConfigError, match=r"^images of 1×8×8: too small for this network"):
+    with pytest.raises(ConfigError, match=r"^dataset: inputs of 1×8×8 are too small for this network"):
         make_classifier("cnn", (1, 8, 8), 10)

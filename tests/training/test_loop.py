@@ -22,6 +22,7 @@ from scatterdp.training import loop
 from scatterdp.training.loop import TrainingState, make_optimizer, private_gradient, train
 from scatterdp.training.plan import TrainingPlan
 from scatterdp.training.rows import FeatureRows, Piece
+from scatterdp.training.schedules import lr_factor
 
 N, INPUTS, CLASSES = 60, 9, 4
 KEY = RandomKey.from_seed(1)
@@ -121,6 +122,26 @@ class TestWithoutNoise:
         for ours, theirs in zip(result.parameters(), model.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
         assert model.weight.detach().norm() > 0.3  # it went somewhere
+
+    @pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
+    def test_the_schedule_is_followed_step_by_step(self, schedule):
+        plan = make_plan(schedule=schedule, max_grad_norm=1e6)
+        rows, selection = make_rows(), plan.selection()
+        model = make_model()
+        sgd = torch.optim.SGD(model.parameters(), lr=plan.lr, momentum=plan.momentum)
+        factors = torch.optim.lr_scheduler.LambdaLR(
+            sgd, lambda step: lr_factor(schedule, min(step, plan.steps - 1), plan.steps)
+        )
+        for step in range(plan.steps):
+            chosen = selection.indices(step, KEY)
+            sgd.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(rows.x[chosen]), rows.y[chosen], reduction="sum")
+            (loss / plan.batch_size).backward()
+            sgd.step()
+            factors.step()
+        (ours, _), (constant, _) = trained(plan).parameters(), trained(make_plan(max_grad_norm=1e6)).parameters()
+        torch.testing.assert_close(ours, model.weight, rtol=1e-4, atol=1e-4)
+        assert (ours - constant).norm() > 1e-2  # it makes a difference
 
     @pytest.mark.parametrize("physical_batch_size", [1, 7, 20])
     def test_physical_batch_size_has_no_meaning(self, physical_batch_size):
