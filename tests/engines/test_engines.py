@@ -83,6 +83,7 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "conv2d same": (nn.Conv2d(2, 3, (4, 3), padding="same"), (2, 5, 6)),
     "conv2d circular": (nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), (2, 5, 6)),
     "conv2d dilated": (nn.Conv2d(2, 3, 3, dilation=(2, 1)), (2, 7, 6)),
+    "conv2d dilated, of many channels": (nn.Conv2d(16, 3, 3, dilation=(2, 3), padding=1), (16, 9, 8)),
     "conv2d in groups": (nn.Conv2d(6, 4, 3, groups=2, stride=2, padding=1), (6, 6, 5)),
     "conv2d depthwise": (nn.Conv2d(4, 8, 3, groups=4), (4, 5, 5)),
     "conv2d of one pixel": (nn.Conv2d(3, 4, 1), (3, 1, 1)),
@@ -95,6 +96,10 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "group norm without positions": (nn.GroupNorm(2, 6), (6,)),
     "instance norm": (nn.InstanceNorm2d(3, affine=True), (3, 4, 5)),
     "instance norm 1d": (nn.InstanceNorm1d(3, affine=True), (3, 8)),
+    "instance norm 3d": (nn.InstanceNorm3d(2, affine=True), (2, 3, 4, 3)),
+    "layer norm with room": (nn.LayerNorm(6, eps=0.5), (6,)),
+    "group norm with room": (nn.GroupNorm(2, 6, eps=0.5), (6, 4, 3)),
+    "instance norm with room": (nn.InstanceNorm2d(3, eps=0.5, affine=True), (3, 4, 5)),
     "frozen weight": (frozen(nn.Conv2d(3, 4, 3), "weight"), (3, 5, 5)),
     "frozen bias": (frozen(nn.Linear(5, 4), "bias"), (7, 5)),
     "a frozen layer": (frozen(nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4)), "0.weight", "0.bias"), (5,)),
@@ -198,7 +203,8 @@ def networks(draw) -> tuple[nn.Module, tuple[int, ...]]:
     channels, side = draw(st.integers(1, 3)), draw(st.integers(5, 8))
     shape, layers = (channels, side, side), []
     for _ in range(draw(st.integers(1, 3))):
-        outputs, kernel = 2 * draw(st.integers(1, 3)), draw(st.integers(1, 3))
+        groups = draw(st.sampled_from([1, channels]))
+        outputs, kernel = 2 * groups * draw(st.integers(1, 3)), draw(st.integers(1, 3))
         layers.append(
             nn.Conv2d(
                 channels,
@@ -206,6 +212,8 @@ def networks(draw) -> tuple[nn.Module, tuple[int, ...]]:
                 kernel,
                 stride=draw(st.integers(1, 2)),
                 padding=draw(st.integers(0, 2)),
+                dilation=draw(st.integers(1, 2)),
+                groups=groups,
                 bias=draw(st.booleans()),
             )
         )
@@ -423,6 +431,14 @@ def test_the_mixed_rule_goes_by_the_shapes():
     table = decisions(model, cross_entropy, torch.randn(2, 3, 16, 16), torch.tensor([0, 1]))
     # 2·T²: 2·256² against 8·27, and 2·1 against 64·32.
     assert [str(decision) for decision in table] == ["0 (Conv2d): per-example gradients", "3 (Conv2d): ghost norm"]
+
+
+@pytest.mark.parametrize(("outputs", "ghost"), [(14, False), (15, True)])
+def test_the_mixed_rule_counts_both_gram_matrices(outputs, ghost):
+    # 2·6² = 72 against 5·14 = 70 and 5·15 = 75.
+    layer = nn.Linear(5, outputs)
+    (decision,) = decisions(layer, lambda o, _: o.square().sum((1, 2)), torch.randn(2, 6, 5), torch.zeros(2))
+    assert decision.ghost == ghost
 
 
 @pytest.mark.parametrize("name", OPACUS_LACKS)
