@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scatterdp.cache import FeatureCache, extract_features
     from scatterdp.datasets import Dataset, load_dataset
+    from scatterdp.engines import per_example_gradients
     from scatterdp.estimators import (
         DPClassifier,
         DPRandomSearch,
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
     from scatterdp.privacy.renyi import ORDERS, get_epsilon, get_noise_mul, get_renyi_divergence
     from scatterdp.training.fit import fit
     from scatterdp.training.plan import TrainingPlan
+    from scatterdp.training.privacy_engine import PrivacyEngine
     from scatterdp.training.result import FitResult
 
 _HOMES = {
     "scatterdp.cache": ("FeatureCache", "extract_features"),
     "scatterdp.datasets": ("Dataset", "load_dataset"),
+    "scatterdp.engines": ("per_example_gradients",),
     "scatterdp.estimators": (
         "DPClassifier",
         "DPRandomSearch",
@@ -48,6 +51,7 @@ _HOMES = {
     "scatterdp.privacy.renyi": ("ORDERS", "get_epsilon", "get_noise_mul", "get_renyi_divergence"),
     "scatterdp.training.fit": ("fit",),
     "scatterdp.training.plan": ("TrainingPlan",),
+    "scatterdp.training.privacy_engine": ("PrivacyEngine",),
     "scatterdp.training.result": ("FitResult",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -63,6 +67,7 @@ __all__ = [
     "Ledger",
     "LedgerEntry",
     "NoisyAccuracy",
+    "PrivacyEngine",
     "RandomKey",
     "TrainingPlan",
     "calibrate_noise_multiplier",
@@ -75,6 +80,7 @@ __all__ = [
     "get_renyi_divergence",
     "load_dataset",
     "make_extractor",
+    "per_example_gradients",
     "tuning_certificate",
 ]
 

@@ -47,8 +47,9 @@ class Options:
         for name, least in (("epochs", 1), ("batch_size", 8)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected an integer ≥ {least}")
-        if not 0 < self.lr < math.inf:
-            raise ConfigError(f"lr={self.lr}: expected a finite number > 0")
+        for name in ("lr", "target_epsilon"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}={getattr(self, name)}: expected a finite number > 0")
 
 
 class Net(nn.Module):
@@ -72,11 +73,16 @@ def main(options: Options) -> None:
         raise ConfigError(
             f"dataset={options.dataset}: images of {'×'.join(map(str, data.image_shape))}, this network takes grey ones of 28×28; give mnist or fmnist"
         )
+    if options.batch_size > len(data.y_train):
+        raise ConfigError(
+            f"batch_size={options.batch_size}: expected at most the {len(data.y_train)} training examples"
+        )
     x, x_test = (torch.from_numpy(a).unsqueeze(1).float() / 127.5 - 1 for a in (data.x_train, data.x_test))
     y, y_test = (torch.from_numpy(a) for a in (data.y_train, data.y_test))
     model = Net(data.num_classes)
     optimizer = torch.optim.SGD(model.parameters(), lr=options.lr if options.dp else options.lr / 20, momentum=0.9)
     begin = time.monotonic()
+    batches = ((r, True) for _ in range(options.epochs) for r in torch.randperm(len(x)).split(options.batch_size // 8))
     if options.dp:
         engine = PrivacyEngine(
             model,
@@ -87,16 +93,16 @@ def main(options: Options) -> None:
             target_epsilon=options.target_epsilon,
         )
         engine.attach(optimizer)
-        for rows, last in engine.batches():
-            loss = F.cross_entropy(model(x[rows]), y[rows], reduction="none")
+        batches = engine.batches()
+        print(f"(ε = {options.target_epsilon:g}, δ = {engine.plan.delta:g})-differentially private")
+    for rows, last in batches:
+        loss = F.cross_entropy(model(x[rows]), y[rows], reduction="none")
+        if options.dp:
             (optimizer.step if last else optimizer.virtual_step)(loss=loss)  # pyright: ignore
-        print(f"ε = {engine.epsilon():.4f} at δ = 1e-05")
-    else:
-        for _ in range(options.epochs):
-            for rows in torch.randperm(len(x)).split(options.batch_size // 8):
-                optimizer.zero_grad()
-                F.cross_entropy(model(x[rows]), y[rows]).backward()
-                optimizer.step()
+        else:
+            optimizer.zero_grad()
+            loss.mean().backward()
+            optimizer.step()
     with torch.no_grad():
         accuracy = (model(x_test).argmax(1) == y_test).float().mean().item()
     print(f"test accuracy {accuracy:.4f} after {time.monotonic() - begin:.1f} s")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,6 +40,30 @@ def test_the_mnist_example_tells_bad_input_in_a_sentence():
         assert done.returncode == 2
         assert done.stderr.startswith(f"error: {message}")
         assert "Traceback" not in done.stderr
+
+
+def test_the_mnist_example_plain_and_private(tmp_path):
+    """Bars, lying and standing, are told apart either way."""
+    generator, places = np.random.default_rng(0), np.arange(400) % 24
+    images, labels = generator.integers(0, 40, (400, 28, 28)).astype(np.uint8), np.arange(400) % 2
+    for image, place, label in zip(images, places, labels, strict=True):
+        bar = image if label else image.T
+        bar[place : place + 4] = 255
+    np.savez(tmp_path / "bars.npz", x_train=images, y_train=labels, x_test=images[:100], y_test=labels[:100])
+    flags = [f"--dataset={tmp_path / 'bars.npz'}", "--epochs=15", "--batch_size=100"]
+    plain, private = run("mnist_example.py", *flags), run("mnist_example.py", *flags, "--dp", "--target_epsilon=8")
+    for done in (plain, private):
+        assert done.returncode == 0, done.stderr
+        found = re.search(r"^test accuracy (\d\.\d{4}) after \d+\.\d s$", done.stdout, re.MULTILINE)
+        assert found is not None
+        assert float(found[1]) > 0.8
+    assert "differentially private" not in plain.stdout
+    assert private.stdout.startswith("(ε = 8, δ = 1e-05)-differentially private\n")
+    for flag, message in (("--batch_size=401", "batch_size=401: expected at most the 400"),
+                          ("--target_epsilon=-3", "target_epsilon=-3.0: expected a finite number > 0")):  # fmt: skip
+        done = run("mnist_example.py", *flags, flag)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: {message}")
 
 
 def test_the_scaling_study_on_few_rows(tmp_path):

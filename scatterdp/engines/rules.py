@@ -696,6 +696,7 @@ RULES: dict[type[nn.Module], type[Rule]] = {
 #: Rules of well-known subclasses by their full names, so that nobody has to install the libraries.
 RULES_BY_NAME: dict[str, type[Rule]] = {
     "torchvision.models.convnext.LayerNorm2d": ChannelLayerNormRule,
+    "timm.layers.linear.Linear": LinearRule,
     "timm.layers.norm.LayerNorm2d": ChannelLayerNormRule,
     "timm.layers.norm.LayerNorm": LayerNormRule,
     "timm.layers.norm.GroupNorm": GroupNormRule,

@@ -24,6 +24,10 @@ class GroupNorm(nn.GroupNorm):
     pass
 
 
+class Linear(nn.Linear):
+    pass
+
+
 def named(kind: type[nn.Module], module: str) -> type:
     """A class of the same name and behaviour that says it is of another module."""
     return type(kind.__name__, (kind,), {"__module__": module, "__qualname__": kind.__name__})
@@ -53,8 +57,9 @@ def loss(outputs: Tensor, labels: Tensor) -> Tensor:
         (named(LayerNorm2d, "torchvision.models.convnext")(8), nn.Identity()),
         (named(LayerNorm2d, "timm.layers.norm")(8), named(LayerNorm, "timm.layers.norm")(96)),
         (named(GroupNorm, "timm.layers.norm")(4, 8), nn.Identity()),
+        (nn.Identity(), named(Linear, "timm.layers.linear")(96, 96)),
     ],
-    ids=["torchvision", "timm layer", "timm group"],
+    ids=["torchvision", "timm layer", "timm group", "timm linear"],
 )
 def test_their_gradients_are_the_loops(engine, copies, norm, after):
     network = model(norm, after)
