@@ -39,6 +39,21 @@ def visit_gradients(
         visit(name, gradient)
 
 
+def reaches(losses: Tensor, nodes: set[Node]) -> bool:
+    """Whether a backward pass from the losses comes to one of the nodes."""
+    seen: set[Node] = set()
+    ahead = [losses.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        if node in nodes:
+            return True
+        seen.add(node)
+        ahead += [following for following, _ in node.next_functions]
+    return False
+
+
 def ends_of(edges: Mapping[str, GradientEdge]) -> dict[str, GradientEdge]:
     """The edges from which a backward pass comes to no other."""
     before: dict[Node, list[Node]] = {edge.node: [] for edge in edges.values()}

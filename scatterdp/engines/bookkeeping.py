@@ -26,9 +26,9 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from scatterdp.engines.arrival import visit_gradients
+from scatterdp.engines.arrival import reaches, visit_gradients
 from scatterdp.engines.clipping import Clipping, layer_factors
 from scatterdp.engines.contract import ClippedSum, Engine, PerExampleLoss, check_copies
 from scatterdp.engines.modules import (
@@ -210,10 +210,11 @@ class Recorder:
         self._versions = versions_of(model)
         self._calls: dict[str, _Call] = {}
         self._begun = False
-        # Functions, which a deep copy of the model shares: it does not copy what they belong to.
-        self._handles = [model.register_forward_pre_hook(lambda *_: self._begin())]
+        self._earlier: set[Node] = set()  # where the pass before left the layers, if no step was taken since
+        # Functions, which a deep copy of the model shares without copying the recorder; the copy's passes are not looked at.
+        self._handles = [model.register_forward_pre_hook(lambda module, _: self._begin() if module is model else None)]
         self._handles += [
-            module.register_forward_hook(self._noting(name), with_kwargs=True) for name, module in self.layers
+            module.register_forward_hook(self._noting(name, module), with_kwargs=True) for name, module in self.layers
         ]
 
     def __enter__(self) -> Self:
@@ -226,7 +227,7 @@ class Recorder:
         """Take the hooks away."""
         for handle in self._handles:
             handle.remove()
-        self._calls = {}
+        self._calls, self._earlier = {}, set()
 
     def rules(
         self, losses: Tensor, *, copies: int = 1, use_ghost: Callable[[Rule], bool] | None = None
@@ -250,7 +251,9 @@ class Recorder:
         check_unchanged(self._model, self._versions)
         if not losses.requires_grad and self.layers:
             raise _of_another_pass()
-        self._begun = False
+        if self._earlier and reaches(losses, self._earlier):
+            raise _of_another_pass()
+        self._begun, self._earlier = False, set()
         calls, self._calls = self._calls, {}
         for call in calls.values():
             call.check_rows(losses)
@@ -286,11 +289,14 @@ class Recorder:
 
     def _begin(self) -> None:
         if torch.is_grad_enabled():  # an evaluation between forward and backward pass leaves the record as it is
+            self._earlier = {call.edge.node for call in self._calls.values()}
             self._calls, self._versions, self._begun = {}, versions_of(self._model), True
 
-    def _noting(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], None]:
+    def _noting(
+        self, name: str, own: nn.Module
+    ) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], None]:
         def note(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
-            if not torch.is_grad_enabled():
+            if module is not own or not torch.is_grad_enabled():
                 return
             given, label = [*inputs, *named.values()], f"module {name!r} ({type(module).__name__})"
             if len(given) != 1:
@@ -312,8 +318,8 @@ class Recorder:
 
 def _of_another_pass() -> UserError:
     return UserError(
-        "loss: does not come from the model's last forward pass with gradients on; compute it from that, and put torch.no_grad() around other "
-        "passes"
+        "loss: does not come from the model's last forward pass with gradients on, and from that alone; compute it from one pass, and put "
+        "torch.no_grad() around others"
     )
 
 

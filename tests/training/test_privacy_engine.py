@@ -539,6 +539,29 @@ def test_losses_that_are_not_of_the_last_forward_pass(spoil):
     assert engine.steps_taken == 0
 
 
+@pytest.mark.parametrize("passes", [2, 3])
+def test_losses_of_several_forward_passes_are_refused(passes):
+    engine, optimizer = begun()
+    rows, _ = next(engine.batches())
+    loss = sum(losses_of(engine.model, rows) for _ in range(passes))
+    with pytest.raises(
+        UserError,
+        match=r"^loss: does not come from the model's last forward pass with gradients on, and from that alone",
+    ):
+        optimizer.step(loss=loss)
+    assert engine.steps_taken == 0
+
+
+def test_passes_that_are_not_in_the_loss_are_in_nobodys_way():
+    engine, optimizer = begun()
+    for rows, _ in engine.batches():
+        engine.model(X[:7])
+        engine.model(X[7:])
+        optimizer.step(loss=losses_of(engine.model, rows))
+    weights = torch.cat([p.detach().flatten() for p in engine.model.parameters()])
+    assert torch.equal(weights, finish(*begun(), 256))
+
+
 def test_a_gradient_left_in_a_frozen_parameter_is_not_applied():
     model = network()
     F.cross_entropy(model(X), Y).backward()
