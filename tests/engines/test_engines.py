@@ -205,23 +205,22 @@ def networks(draw) -> tuple[nn.Module, tuple[int, ...]]:
     for _ in range(draw(st.integers(1, 3))):
         groups = draw(st.sampled_from([1, channels]))
         outputs, kernel = 2 * groups * draw(st.integers(1, 3)), draw(st.integers(1, 3))
+        stride, padding = draw(st.integers(1, 2)), draw(st.integers(0, 2))
+        # Dilated only where more than one place is left: normalisations refuse one.
+        room = side + 2 * padding - 2 * (kernel - 1) - 1 >= stride
+        dilation = draw(st.integers(1, 2)) if room else 1
+        bias = draw(st.booleans())
         layers.append(
             nn.Conv2d(
-                channels,
-                outputs,
-                kernel,
-                stride=draw(st.integers(1, 2)),
-                padding=draw(st.integers(0, 2)),
-                dilation=draw(st.integers(1, 2)),
-                groups=groups,
-                bias=draw(st.booleans()),
+                channels, outputs, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups, bias=bias
             )
         )
         norm = draw(st.sampled_from([None, nn.GroupNorm(2, outputs), nn.InstanceNorm2d(outputs, affine=True)]))
         layers += [norm] if norm is not None else []
         layers.append(draw(st.sampled_from([nn.ReLU(), nn.Tanh(), nn.AvgPool2d(1)])))
         channels = outputs
-        if nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[2] < 5:
+        side = nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[2]
+        if side < 5:
             break
     layers += [nn.Flatten(), nn.LazyLinear(3)]
     model = nn.Sequential(*layers)
