@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from scatterdp.engines.modules import GENERAL
 from scatterdp.engines.precision import full_precision
 from scatterdp.engines.strategies import per_example_gradients
 from scatterdp.errors import UserError
@@ -99,7 +100,7 @@ def _check(model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> 
         if not (ours[name] - gradient).abs().max().item() <= _TOLERANCE * largest:
             raise UserError(
                 f"model: its per-example gradients are not those of its examples alone (seen at {name}): something mixes examples, or "
-                "a weight is used outside its layer; keep examples apart, or take engine='vmap' (PrivacyEngine has none)"
+                f"a weight is used outside its layer; keep examples apart, or {GENERAL}"
             )
 
 

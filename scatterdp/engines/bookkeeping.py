@@ -32,6 +32,7 @@ from scatterdp.engines.arrival import reaches, visit_gradients
 from scatterdp.engines.clipping import Clipping, layer_factors
 from scatterdp.engines.contract import ClippedSum, Engine, PerExampleLoss, check_copies
 from scatterdp.engines.modules import (
+    GENERAL,
     check_private,
     check_unchanged,
     full_name,
@@ -43,8 +44,6 @@ from scatterdp.engines.pieces import in_pieces
 from scatterdp.engines.precision import full_precision, in_single_precision
 from scatterdp.engines.rules import RULES, Rule, rule_for
 from scatterdp.errors import UserError
-
-_GENERAL = "take engine='vmap' (PrivacyEngine has none)"
 
 
 @dataclass(frozen=True)
@@ -198,13 +197,13 @@ class Recorder:
                 known = ", ".join(sorted(known.__name__ for known in RULES))
                 raise UserError(
                     f"module {name or kind.__name__!r} ({kind.__name__}): no rule for its per-example gradients (there are rules "
-                    f"for {known}); freeze it with requires_grad_(False), or {_GENERAL}"
+                    f"for {known}); freeze it with requires_grad_(False), or {GENERAL}"
                 )
             odd = [parameter for parameter, _ in own_parameters(module) if parameter not in ("weight", "bias")]
             if odd or vars(module).get("forward") is not None:
                 raise UserError(
                     f"module {name or kind.__name__!r} ({kind.__name__}): has {', '.join(odd) or 'a forward'} of its own; "
-                    f"{_GENERAL}"
+                    f"{GENERAL}"
                 )
         self._model = model
         self._versions = versions_of(model)
@@ -300,9 +299,9 @@ class Recorder:
                 return
             given, label = [*inputs, *named.values()], f"module {name!r} ({type(module).__name__})"
             if len(given) != 1:
-                raise UserError(f"{label}: takes {len(given)} inputs; {_GENERAL}")
+                raise UserError(f"{label}: takes {len(given)} inputs; {GENERAL}")
             if name in self._calls:
-                raise UserError(f"{label}: is used twice; {_GENERAL}")
+                raise UserError(f"{label}: is used twice; {GENERAL}")
             self._calls[name] = _Call(
                 label=label,
                 module=module,

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from scatterdp.engines.precision import SUM_DTYPES
 from scatterdp.errors import UserError
 
+#: The way out where only layers with a rule, used once, are served.
+GENERAL = "take engine='vmap' (PrivacyEngine has none)"
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from scatterdp.cache import Features, Split
 from scatterdp.engines import ENGINES, check_by_example
+from scatterdp.engines.apart import ROWS
 from scatterdp.errors import UserError
 from scatterdp.extractors.base import Extractor
 from scatterdp.heads import Head, PatchCNN, Precondition, make_classifier
@@ -398,7 +399,7 @@ def _first_classifier(
     else:
         classifier = network.make(initial)
     if plan.engine not in ("linear", UNCLIPPED):
-        made_up = torch.randn(5, int(np.prod(features.output_shape)), generator=torch.Generator().manual_seed(0))
+        made_up = torch.randn(ROWS, int(np.prod(features.output_shape)), generator=torch.Generator().manual_seed(0))
         check_by_example(_without_zeros(classifier), made_up)
     classifier.load_state_dict(processes.share(classifier.state_dict()))
     return classifier

@@ -32,7 +32,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 from scatterdp.engines.apart import check_by_example, made_up
 from scatterdp.engines.bookkeeping import Recorder, by_the_shapes, clip, everywhere
 from scatterdp.engines.clipping import Clipping
-from scatterdp.engines.modules import check_private
 from scatterdp.engines.precision import in_single_precision
 from scatterdp.errors import ConfigError, UserError
 from scatterdp.privacy.accounting import Accountant
@@ -141,7 +140,6 @@ class PrivacyEngine:
         self.steps_taken = 0
         self._key = RandomKey.make(seed).bound_to(repr(self.plan))
         self._checked: set[bool] = set()  # values of model.training
-        check_private(model)
         self._parameters = _trainable(model)
         if not self._parameters:
             raise UserError("model: has no trainable parameters; unfreeze some with requires_grad_(True)")
@@ -258,8 +256,7 @@ class PrivacyEngine:
         """What it will update: the model's trainable parameters, and nothing by a gradient that is not from here."""
         self._check_parameters()
         theirs = [p for group in optimizer.param_groups for p in group["params"]]
-        ours = {id(p) for p in self.model.parameters() if p.requires_grad}
-        if {id(p) for p in theirs if p.requires_grad} != ours:
+        if {id(p) for p in theirs if p.requires_grad} != {tensor for tensor, _ in self._parameters.values()}:
             raise UserError(
                 "optimizer: does not hold exactly the model's trainable parameters; make it from model.parameters()"
             )
