@@ -24,6 +24,7 @@ Architecture = Literal["cnn", "patch_cnn", "resnet20", "resnet20_tanh", "preact_
 
 DEFAULT_TARGET_EPSILON = 3.0
 MAX_NOISE_MULTIPLIER = 1e6
+LARGEST = 1e20  # learning rate and bound: their product with the noise must be a number of single precision
 
 
 class RunConfig:
@@ -60,7 +61,9 @@ class RunConfig:
         names = {field.name for field in dataclasses.fields(cast(Any, cls))}
         if not isinstance(values, dict) or values.keys() != names:
             odd = sorted(values.keys() ^ names) if isinstance(values, dict) else [type(values).__name__]
-            raise ConfigError(f"config.json: unknown or missing {', '.join(odd)}; was it written by another version?")
+            raise ConfigError(
+                f"config.json: unknown or missing {', '.join(odd)}; was it written by another command or version?"
+            )
         for name, allowed in cls.choices().items():
             if name in names and values[name] not in allowed:
                 raise ConfigError(f"config.json: {name}={values[name]!r}, expected one of {allowed}")
@@ -152,6 +155,11 @@ class TrainingConfig(RunConfig):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name}={value}: expected a finite number > 0")
+        for name in ("lr", "max_grad_norm"):
+            if (getattr(self, name) or 0) > LARGEST:
+                raise ConfigError(f"{name}={getattr(self, name)}: expected at most {LARGEST:g}")
+        if self.data_dir is not None and self.data_dir.exists() and not self.data_dir.is_dir():
+            raise ConfigError(f"data_dir={self.data_dir}: is a file; give a folder")
         for name in ("noise_multiplier", "bn_noise_multiplier"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
@@ -286,9 +294,9 @@ class CnnsConfig(BaselinesConfig):
             )
         if self.arch not in ("cnn", "patch_cnn") and (self.use_scattering or self.size != "None"):
             raise ConfigError(f"arch={self.arch}: has one size and takes pixels; leave use_scattering and size out")
-        if self.augmentation_multiplicity < 1:
+        if not 1 <= self.augmentation_multiplicity <= 1024:
             raise ConfigError(
-                f"augmentation_multiplicity={self.augmentation_multiplicity}: expected a whole number ≥ 1"
+                f"augmentation_multiplicity={self.augmentation_multiplicity}: expected a whole number from 1 to 1024"
             )
         if self.augmentation_multiplicity > 1 and not self.augment:
             raise ConfigError(

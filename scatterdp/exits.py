@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from scatterdp.errors import ProcessLostError, UserError
+from scatterdp.errors import ConfigError, ProcessLostError, UserError
 from scatterdp.ranks import connected, end, ranks_of_environment, several
 
 INTERRUPTED_WITH_NOTHING = "interrupted: nothing was written"
@@ -91,7 +91,19 @@ def parsed(config: type[_Config], *, prog: str, args: list[str] | None, descript
 
         given = _without_values(config, sys.argv[1:] if args is None else args)
         read = tyro.cli(config, prog=prog, args=given, use_underscores=True, description=description)
+        _check_resume_alone(read, given)
     return ranks.share(read)
+
+
+def _check_resume_alone(config: Any, args: list[str]) -> None:
+    """Refuse flags beside ``--resume``, also those whose value is the default: the run may have another."""
+    path, names = getattr(config, "resume", None), {field.name for field in fields(config)} - {"resume"}
+    for arg in args if path is not None else ():
+        name, _, value = arg.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        if arg.startswith("--") and (name in names or name.removeprefix("no_") in names):
+            given = f"{name}={value}" if value else name
+            raise ConfigError(f"{given} beside resume={path}: a run goes on with its own config, leave {name} out")
 
 
 def _without_values(config: Any, args: list[str]) -> list[str]:

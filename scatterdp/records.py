@@ -134,7 +134,8 @@ class RunFolder:
     def check_new(path: Path, *, resumable: bool = True) -> None:
         """Raise ConfigError when ``path`` holds anything, or when no folder can be made there; ``resumable``: a run can go on."""
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            instead = f", or --resume={path} to go on with it" if resumable else ""
+            can = resumable and (path / "config.json").exists()
+            instead = f", or --resume={path} to go on with it" if can else ""
             raise ConfigError(f"run_dir={path}: is there already and is left alone; give another --run_dir{instead}")
         nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
         if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
@@ -157,7 +158,11 @@ class RunFolder:
         try:
             return cls(path), config.from_json(content.decode())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"resume={path}: its config.json is damaged ({error})") from error
+            raise ConfigError(
+                f"resume={path}: its config.json is damaged ({error}); start another run with a new --run_dir"
+            ) from error
+        except ConfigError as error:
+            raise ConfigError(f"resume={path}: {error} Go on with the command that began the run") from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -419,6 +419,9 @@ class TestKilled:
         assert outcome.err == (
             "error: epochs=7 beside resume=run: a run goes on with its own config, leave epochs out\n"
         )
+        default = run("--resume=run", "--dataset=cifar10", "--no_shuffle")
+        assert default.code == 2
+        assert default.err.startswith("error: dataset=cifar10 beside resume=run: a run goes on with its own config")
         assert contents(interrupted) == before
 
     def test_data_that_have_changed_are_refused(self, run, interrupted: Path, own_images: Path):

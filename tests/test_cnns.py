@@ -51,7 +51,14 @@ def test_the_published_commands_spend_the_published_budget(command):
         ({"arch": "resnet20", "size": "small"}, "arch=resnet20: has one size and takes pixels"),
         ({"mirror": True}, "mirror=True: is about fixed features"),
         ({"batch_size": 0}, "batch_size=0: expected"),
-        ({"augmentation_multiplicity": 0, "augment": True}, "augmentation_multiplicity=0: expected a whole number ≥ 1"),
+        (
+            {"augmentation_multiplicity": 0, "augment": True},
+            "augmentation_multiplicity=0: expected a whole number from 1 to 1024",
+        ),
+        (
+            {"augmentation_multiplicity": 10**9, "augment": True},
+            "augmentation_multiplicity=1000000000: expected a whole number from 1 to 1024",
+        ),
         ({"augmentation_multiplicity": 4}, "augmentation_multiplicity=4: copies would all be the same; give --augment"),
     ],
 )

@@ -164,6 +164,7 @@ BAD_VALUES = [
     ("seed", -1, "expected a whole number ≥ 0"),
     *((name, bad, "expected a finite number > 0") for name in ("lr", "max_grad_norm") for bad in (0.0, -1.0)),
     ("lr", float("nan"), "expected a finite number > 0"),
+    *((name, 1e300, "expected at most 1e+20") for name in ("lr", "max_grad_norm")),
     ("max_grad_norm", float("inf"), "expected a finite number > 0"),
     ("max_epsilon", 0.0, "expected a finite number > 0"),
     ("target_epsilon", -3.0, "expected a finite number > 0"),
@@ -272,7 +273,7 @@ class TestRecord:
     def test_unknown_names_are_refused(self):
         values = BaselinesConfig().to_json() | {"learning_rate": 3}
         with pytest.raises(
-            ConfigError, match=r"^config\.json: .*learning_rate.*; was it written by another version\?$"
+            ConfigError, match=r"^config\.json: .*learning_rate.*; was it written by another command or version\?$"
         ):
             BaselinesConfig.from_json(json.dumps(values))
 

@@ -38,6 +38,13 @@ class TestCreate:
         RunFolder.create(tmp_path, CONFIG)
         assert names(tmp_path) == ["config.json"]
 
+    def test_a_run_that_is_there_can_be_gone_on_with(self, tmp_path):
+        (tmp_path / "config.json").write_text("{}")
+        with pytest.raises(
+            ConfigError, match=rf"give another --run_dir, or --resume={re.escape(str(tmp_path))} to go on"
+        ):
+            RunFolder.create(tmp_path, CONFIG)
+
     @pytest.mark.parametrize("kind", ["folder", "hidden", "file"])
     def test_what_is_there_is_left_alone(self, tmp_path, kind):
         path = tmp_path / "run"
@@ -46,10 +53,7 @@ class TestCreate:
         else:
             path.mkdir()
             (path / ("notes.txt" if kind == "folder" else ".hidden")).write_text("mine")
-        message = (
-            f"run_dir={path}: is there already and is left alone; give another --run_dir, "
-            f"or --resume={path} to go on with it"
-        )
+        message = f"run_dir={path}: is there already and is left alone; give another --run_dir"
         with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
             RunFolder.create(path, CONFIG)
         content = path if kind == "file" else next(path.iterdir())

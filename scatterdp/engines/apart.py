@@ -2,9 +2,12 @@
 
 **What is found.** Per-example gradients of five different rows, with a loss that is not linear in the outputs, as the book-keeping engines compute them from
 one pass, against those of each row alone: operations that mix examples (batch means, rolls, attention over the wrong axis), whether or not gradients pass
-through them, and weights that are used outside their layer.
+through them, and weights that are used outside their layer. Then once more with one row a million times larger, as an attacker's might be, so that a share
+of 1e-8 of a batch mean is enough. Weights that are all zero, behind which nothing would be seen, are random in both. And a forward pass that writes to
+parameters or buffers.
 
-**What is not.** Mixing that begins at more than five rows or at certain values, and what is done to outputs after the model.
+**What is not.** Mixing that begins at more than five rows, at certain values or later (by attributes of the model's own), and what is done to outputs
+after the model.
 """
 
 from __future__ import annotations
@@ -18,13 +21,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from scatterdp.engines.modules import GENERAL
+from scatterdp.engines.modules import GENERAL, check_private, check_unchanged, versions_of
 from scatterdp.engines.precision import full_precision
 from scatterdp.engines.strategies import per_example_gradients
 from scatterdp.errors import UserError
 
 ROWS = 5
 _TOLERANCE = 1e-3  # of a parameter's largest gradient
+_LARGE = 1e6
+_FAILURES = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+)  # of somebody's forward pass
 _BRANCH_DROPOUTS = (
     "StochasticDepth",
     "DropPath",
@@ -35,19 +47,26 @@ def check_by_example(model: nn.Module, *inputs: Any, **named: Any) -> None:
     """Refuse a model whose per-example gradients, all at once, are not those of its examples one by one.
 
     Args:
-        model: tried on a copy in double precision, or as it is where it cannot be. Dropout, of values or of whole branches, is left out, and so
-            is autocast around it.
+        model: tried on a copy in double precision; in its own where it computes in no other, and itself where it cannot be copied. Dropout, of values
+            or of whole branches, is left out, and so is autocast around it.
         inputs, named: what it is called with, made-up rows (:func:`made_up`): never private ones, for the answer is not accounted. Tensors as long as the
             first are the examples'.
 
     Raises:
-        UserError: they differ, or the model's answer is not rows of numbers.
+        UserError: they differ, the model cannot compute one example alone or writes to its state, or its answer is not rows of numbers.
     """
+    check_private(model)
     try:
         # Behind ReLU and normalisations single precision may be far off where the gradient is 0.
-        _check(copy.deepcopy(model).double(), *tree_map(_in_double, (inputs, named)))
-    except (RuntimeError, TypeError):  # a precision written into the forward pass, a device without double precision
-        _check(model, inputs, named)
+        _check(_copy_without_zeros(model).double(), *tree_map(_in_double, (inputs, named)))
+    except _FAILURES:  # a precision written into the forward pass, a device without double precision
+        try:
+            _check(_copy_without_zeros(model), inputs, named)
+        except _FAILURES as error:
+            raise UserError(
+                f"model: fails on {ROWS} made-up rows of the shapes that it is called with ({error}), on which it is tried first; the first axis of "
+                "tensors must be the examples'"
+            ) from error
 
 
 def made_up(model: nn.Module, given: Any, rows: int) -> Any:
@@ -73,18 +92,51 @@ def made_up(model: nn.Module, given: Any, rows: int) -> Any:
     return tree_map(alike, given)
 
 
+def _copy_without_zeros(model: nn.Module) -> nn.Module:
+    """A copy whose weights that start at zero are random; the model itself where it cannot be copied."""
+    try:
+        copied = copy.deepcopy(model)
+    except (RuntimeError, TypeError):
+        return model
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for parameter in copied.parameters():
+            if not parameter.any():
+                parameter.copy_(torch.randn(parameter.shape))
+    return copied
+
+
 def _in_double(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _check(model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-    first = _first_tensor((inputs, named))
-    rows = torch.arange(len(first), device=first.device)
-    devices = [first.device] if first.is_cuda else []
+    examples = len(_first_tensor((inputs, named)))
+
+    def with_a_large_one(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.shape[:1] != (examples,) or not value.is_floating_point():
+            return value
+        return torch.cat([_LARGE * value[:1], value[1:]])
+
+    before = versions_of(model)
+    _compare(model, inputs, named, first=0)
+    # Its own gradients may be anything; the others' may not change.
+    _compare(model, *tree_map(with_a_large_one, (inputs, named)), first=1)
+    check_unchanged(model, before)
+
+
+def _compare(model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], *, first: int) -> None:
+    """Refuse a model whose gradients of the rows from ``first`` on are not those of each alone."""
+    given = _first_tensor((inputs, named))
+    rows = torch.arange(len(given), device=given.device)
+    devices = [given.device] if given.is_cuda else []
     with _of_rows(model, inputs, named), _without_dropout(model), torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)
         with torch.no_grad():
             outputs = _flat(model(rows))
+            if len(outputs) != len(rows):
+                raise _no_rows(f"{len(outputs)} rows for {len(rows)} examples")
+            _check_one(model, rows[:1])
         with full_precision(outputs.device):
             weights = torch.randn(outputs.shape, dtype=outputs.dtype).to(outputs.device)
 
@@ -96,12 +148,22 @@ def _check(model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> 
                 per_example_gradients(model, loss, rows, rows, strategy=strategy) for strategy in ("unfold", "loop")
             )
     for name, gradient in alone.items():
-        largest = max(gradient.abs().max().item(), 1e-6)
-        if not (ours[name] - gradient).abs().max().item() <= _TOLERANCE * largest:
+        largest = max(gradient[first:].abs().max().item(), 1e-6)
+        if not (ours[name] - gradient)[first:].abs().max().item() <= _TOLERANCE * largest:
             raise UserError(
-                f"model: its per-example gradients are not those of its examples alone (seen at {name}): something mixes examples, or "
-                f"a weight is used outside its layer; keep examples apart, or {GENERAL}"
+                f"model: its per-example gradients are not those of its examples alone (seen at {name}): something mixes examples, draws at "
+                "random otherwise than by nn.Dropout, or uses a weight outside its layer; keep examples apart, or "
+                f"{GENERAL}"
             )
+
+
+def _check_one(model: nn.Module, row: Tensor) -> None:
+    try:
+        model(row)
+    except Exception as error:
+        raise UserError(
+            f"model: cannot compute one example alone ({error}); a gradient of each is what gets clipped, so let it take batches of one"
+        ) from error
 
 
 @contextmanager
@@ -127,11 +189,15 @@ def _flat(answer: Any) -> Tensor:
     outputs = [value for value in tree_leaves(answer) if isinstance(value, Tensor) and value.is_floating_point()]
     if not outputs or len({value.shape[:1] for value in outputs}) > 1 or outputs[0].ndim == 0:
         shapes = ", ".join(str(tuple(value.shape)) for value in outputs) or "no numbers"
-        raise UserError(
-            f"model: answers {shapes}, where rows of outputs were expected, one an example; let it give those, and compute losses "
-            'outside, with reduction="none"'
-        )
+        raise _no_rows(shapes)
     return torch.cat([value.reshape(len(value), -1) for value in outputs], 1)
+
+
+def _no_rows(answer: str) -> UserError:
+    return UserError(
+        f"model: answers {answer}, where rows of outputs were expected, one an example; let it give those, and compute losses "
+        'outside, with reduction="none"'
+    )
 
 
 @contextmanager

@@ -6,7 +6,8 @@ each in passing, and what it does not keep is freed as in an ordinary backward p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,19 +40,21 @@ def visit_gradients(
         visit(name, gradient)
 
 
-def reaches(losses: Tensor, nodes: set[Node]) -> bool:
-    """Whether a backward pass from the losses comes to one of the nodes."""
+def nodes_of(losses: Tensor, beyond: Mapping[Node, Node | None]) -> Iterator[Node]:
+    """What a backward pass from the losses comes through; from a node of ``beyond`` it goes on with what that says alone."""
     seen: set[Node] = set()
     ahead = [losses.grad_fn]
     while ahead:
         node = ahead.pop()
-        if node is None or node in seen:
-            continue
-        if node in nodes:
-            return True
-        seen.add(node)
-        ahead += [following for following, _ in node.next_functions]
-    return False
+        if node is not None and node not in seen:
+            yield node
+            seen.add(node)
+            ahead += [beyond[node]] if node in beyond else [following for following, _ in node.next_functions]
+
+
+def notes_on(node: Node) -> dict[Any, Any]:
+    """What may be written on a node, and goes with it."""
+    return node.metadata  # pyright: ignore[reportReturnType]  # a property, which torch's annotations take for a method
 
 
 def ends_of(edges: Mapping[str, GradientEdge]) -> dict[str, GradientEdge]:

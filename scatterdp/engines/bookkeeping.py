@@ -28,11 +28,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from scatterdp.engines.arrival import reaches, visit_gradients
+from scatterdp.engines.arrival import nodes_of, notes_on, visit_gradients
 from scatterdp.engines.clipping import Clipping, layer_factors
 from scatterdp.engines.contract import ClippedSum, Engine, PerExampleLoss, check_copies
 from scatterdp.engines.modules import (
     GENERAL,
+    Versions,
     check_private,
     check_unchanged,
     full_name,
@@ -160,6 +161,7 @@ class _Call:
     inputs: Tensor
     input_version: int
     edge: GradientEdge
+    source: Node | None  # what the inputs come from
     output_shape: torch.Size
 
     def check_rows(self, losses: Tensor) -> None:
@@ -185,7 +187,8 @@ class Recorder:
         model: checked by :func:`scatterdp.engines.modules.check_private`. Each forward pass of it begins a new record.
 
     Raises:
-        UserError: a layer of a kind without a rule, or one that cannot be private; later, a layer that is used twice in one pass.
+        UserError: a layer of a kind without a rule, or one that cannot be private; later, a layer that is used twice in one pass, or a pass, with
+            gradients on or not, that writes to the model: from then on it is refused.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -195,9 +198,10 @@ class Recorder:
             kind = type(module)
             if rule_for(module) is None:
                 known = ", ".join(sorted(known.__name__ for known in RULES))
+                own = ", ".join(parameter for parameter, _ in own_parameters(module))
                 raise UserError(
-                    f"module {name or kind.__name__!r} ({kind.__name__}): no rule for its per-example gradients (there are rules "
-                    f"for {known}); freeze it with requires_grad_(False), or {GENERAL}"
+                    f"module {name or kind.__name__!r} ({kind.__name__}): no rule for per-example gradients of its {own} (there are rules "
+                    f"for {known}); freeze that with requires_grad_(False), or {GENERAL}"
                 )
             odd = [parameter for parameter, _ in own_parameters(module) if parameter not in ("weight", "bias")]
             if odd or vars(module).get("forward") is not None:
@@ -209,9 +213,15 @@ class Recorder:
         self._versions = versions_of(model)
         self._calls: dict[str, _Call] = {}
         self._begun = False
-        self._earlier: set[Node] = set()  # where the pass before left the layers, if no step was taken since
+        self._passes = 0
+        self._mark = object()  # under which the layers' places in a backward pass say which pass they are of
+        self._before: Versions | None = None  # the model's state when the pass that is under way began
+        self._written: UserError | None = None  # what has come into the model from a pass, for good
         # Functions, which a deep copy of the model shares without copying the recorder; the copy's passes are not looked at.
-        self._handles = [model.register_forward_pre_hook(lambda module, _: self._begin() if module is model else None)]
+        self._handles = [
+            model.register_forward_pre_hook(lambda module, _: self._begin() if module is model else None),
+            model.register_forward_hook(lambda module, *_: self._end() if module is model else None, always_call=True),
+        ]
         self._handles += [
             module.register_forward_hook(self._noting(name, module), with_kwargs=True) for name, module in self.layers
         ]
@@ -226,7 +236,7 @@ class Recorder:
         """Take the hooks away."""
         for handle in self._handles:
             handle.remove()
-        self._calls, self._earlier = {}, set()
+        self._calls = {}
 
     def rules(
         self, losses: Tensor, *, copies: int = 1, use_ghost: Callable[[Rule], bool] | None = None
@@ -248,11 +258,14 @@ class Recorder:
                 "model: was not called since the last step with gradients on; call the model itself, not its parts or its forward"
             )
         check_unchanged(self._model, self._versions)
+        if losses.ndim != 1:
+            raise UserError(f"loss of shape {tuple(losses.shape)}: expected one number an example, reduction='none'")
         if not losses.requires_grad and self.layers:
-            raise _of_another_pass()
-        if self._earlier and reaches(losses, self._earlier):
-            raise _of_another_pass()
-        self._begun, self._earlier = False, set()
+            raise UserError(
+                "loss: has no gradient (detached, or of whole numbers); give it as the loss function computes it"
+            )
+        self._check_ways(losses)
+        self._begun = False
         calls, self._calls = self._calls, {}
         for call in calls.values():
             call.check_rows(losses)
@@ -282,14 +295,41 @@ class Recorder:
             for name, module in self.layers
         ]
 
+    def _check_ways(self, losses: Tensor) -> None:
+        """Do the losses come from the last pass alone, and from weights only by way of their layers?"""
+        trainable = {
+            id(parameter): name for name, parameter in self._model.named_parameters() if parameter.requires_grad
+        }
+        for node in nodes_of(losses, {call.edge.node: call.source for call in self._calls.values()}):
+            if notes_on(node).get(self._mark, self._passes) != self._passes:
+                raise _of_another_pass()
+            name = trainable.get(id(getattr(node, "variable", None)))
+            if name is not None:
+                raise UserError(
+                    f"{name}: the loss depends on it otherwise than by one call of its layer (a penalty, a weight that is used a second time), and that "
+                    f"part has no gradient here; leave it out, decay weights by the optimizer's weight_decay, or {GENERAL}"
+                )
+
     def rules_of_nothing(self) -> list[tuple[str, Rule]]:
         """The rules of an empty batch."""
         return [(name, _Unused(module, torch.zeros(0), torch.zeros(0))) for name, module in self.layers]
 
     def _begin(self) -> None:
+        if self._written is not None:
+            raise self._written
+        self._before = versions_of(self._model)
         if torch.is_grad_enabled():  # an evaluation between forward and backward pass leaves the record as it is
-            self._earlier = {call.edge.node for call in self._calls.values()}
-            self._calls, self._versions, self._begun = {}, versions_of(self._model), True
+            self._calls, self._versions, self._begun = {}, self._before, True
+            self._passes += 1
+
+    def _end(self) -> None:
+        before, self._before = self._before, None
+        try:
+            if before is not None:
+                check_unchanged(self._model, before)
+        except UserError as error:
+            self._written = UserError(f"{error}; this model has it already: begin with a new one")
+            raise
 
     def _noting(
         self, name: str, own: nn.Module
@@ -302,13 +342,18 @@ class Recorder:
                 raise UserError(f"{label}: takes {len(given)} inputs; {GENERAL}")
             if name in self._calls:
                 raise UserError(f"{label}: is used twice; {GENERAL}")
+            if not output.requires_grad:
+                return  # its parameters have been frozen since
+            # The edge, not the tensor: an activation in place would make the tensor another function's output.
+            edge = get_gradient_edge(_before_reshape(output))
+            notes_on(edge.node)[self._mark] = self._passes
             self._calls[name] = _Call(
                 label=label,
                 module=module,
                 inputs=given[0].detach(),
                 input_version=given[0]._version,
-                # The edge, not the tensor: an activation in place would make the tensor another function's output.
-                edge=get_gradient_edge(_before_reshape(output)),
+                edge=edge,
+                source=given[0].grad_fn,
                 output_shape=output.shape,
             )
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 Clipping = Literal["flat", "per_layer", "automatic"]
 _STABILITY = 0.01
+SMALLEST_BOUND = 1e-20  # squares of single precision vanish below
 
 
 def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
@@ -46,7 +47,7 @@ def layer_factors(squared_norms: Tensor, max_grad_norm: float, clipping: Clippin
         factors ``(layers, b)`` and the norms over all layers ``(b,)``, both float64.
 
     Raises:
-        ValueError: C is not > 0, or an unknown function.
+        ValueError: C is below 1e-20, or an unknown function.
     """
     check_bound(max_grad_norm)
     if clipping not in get_args(Clipping):
@@ -67,6 +68,6 @@ def layer_factors(squared_norms: Tensor, max_grad_norm: float, clipping: Clippin
 
 
 def check_bound(max_grad_norm: float) -> None:
-    """Raise ValueError unless the bound is a number > 0."""
-    if not max_grad_norm > 0:
-        raise ValueError(f"max_grad_norm={max_grad_norm}: expected a number > 0")
+    """Raise ValueError unless the bound is a number ≥ 1e-20."""
+    if not max_grad_norm >= SMALLEST_BOUND:
+        raise ValueError(f"max_grad_norm={max_grad_norm}: expected a number ≥ {SMALLEST_BOUND}")

@@ -106,14 +106,16 @@ def without_batch_norm(model: nn.Module, *, max_groups: int = 32) -> nn.Module:
     """A copy in which every batch normalisation is a group normalisation (Wu & He 2018) of as many channels.
 
     The number of groups is the largest up to ``max_groups`` that divides the channels into groups of two or more: a channel that is normalised by
-    itself tells nothing of its mean. A ``BatchNorm1d``, whose channels may have one value each, becomes one group. Scale and shift are kept. timm's
+    itself tells nothing of its mean. A ``BatchNorm1d``, whose channels may have one value each, becomes one group. Scale and shift are kept, frozen or not. timm's
     ``BatchNormAct2d`` does more than normalise: its dropout and activation follow the group normalisation.
 
     Raises:
         UserError: a batch normalisation of somebody's own, whose forward pass may do more, or one that has not seen its channels yet.
-        ValueError: ``max_groups`` is below 1.
+        ValueError: ``max_groups`` is below 1, or no whole number.
     """
-    if max_groups < 1:
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model={model!r}: expected a torch.nn.Module")
+    if not isinstance(max_groups, int) or max_groups < 1:
         raise ValueError(f"max_groups={max_groups}: expected a whole number ≥ 1")
     for name, module in model.named_modules():
         if isinstance(module, _BATCH_NORMS) and module.num_features == 0:
@@ -154,4 +156,6 @@ def _group_norm_of(norm: nn.modules.batchnorm._BatchNorm, max_groups: int) -> nn
             {name: value for name, value in norm.state_dict().items() if name in ("weight", "bias")}
         )
         replacement.to(norm.weight.device, norm.weight.dtype)
+        for name, parameter in replacement.named_parameters():
+            parameter.requires_grad_(norm.get_parameter(name).requires_grad)
     return replacement.train(norm.training)

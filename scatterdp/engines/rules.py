@@ -157,12 +157,17 @@ def without(values: Tensor, kept: Tensor) -> Tensor:
 
 
 def squared_norms_of(per_example: dict[str, Tensor]) -> Tensor:
-    """``(b,)`` squared norms over all of a layer's parameters."""
-    norms = [
-        torch.linalg.vector_norm(values.flatten(1), dim=1, dtype=torch.promote_types(values.dtype, torch.float32))
-        for values in per_example.values()
-    ]
-    return torch.stack(norms).square().sum(0)
+    """``(b,)`` squared norms over all of a layer's parameters, in double precision."""
+    return torch.stack([_squares_of(values) for values in per_example.values()]).sum(0)
+
+
+def _squares_of(values: Tensor) -> Tensor:
+    """``(b,)`` squared norms of rows, in double precision: single precision adds up a few thousand numbers, a million would round by percents."""
+    rows, wide = values.flatten(1), torch.promote_types(values.dtype, torch.float32)
+    blocks = rows.shape[1] // _BLOCK
+    whole = rows[:, : blocks * _BLOCK].unflatten(1, (blocks, _BLOCK))
+    rest = torch.linalg.vector_norm(rows[:, blocks * _BLOCK :], dim=1, dtype=wide).double()
+    return torch.linalg.vector_norm(whole, dim=2, dtype=wide).double().square().sum(1) + rest.square()
 
 
 def weighted(per_example: dict[str, Tensor], factors: Tensor) -> dict[str, Tensor]:
@@ -174,12 +179,17 @@ def weighted(per_example: dict[str, Tensor], factors: Tensor) -> dict[str, Tenso
 
 
 _SMALLEST = 1e-30
+_BLOCK = 4096  # numbers that single precision adds up to a norm
 _ROUNDING = 5e-7  # eight times that of single precision
 _CANCELLED = 0.012  # of the product of norms: with less left, room for rounding would be a large part of the norm
+_SWALLOWING = (
+    4e-4  # of the product of norms: with less left, an example's own terms would swallow others' in a sum over all
+)
 _SHORT = 128  # depths at which double precision costs little, so that norms may be closer still
 _LANES = {"AVX512": 16, "AVX2": 8}  # sums that a processor adds up side by side in single precision
 _FEWEST_LANES = 4
 _UNIT = 6e-8  # half the distance from 1 to the next number of single precision
+_DOUBLE_UNIT = 1.2e-16
 _SQUARES = (1e-20, 1e20)  # of u, v and their product: single precision loses nothing that counts between these
 _CACHED_NUMBERS = 1 << 20  # in work at once, to stay in a core's cache; by measurement
 _MANY_NUMBERS = 1 << 26  # in work at once on a graphics card, to keep it busy
@@ -193,8 +203,11 @@ def _squares_of_products(
     numbers: int,
     depth: int,
     positions: int,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Squared norms ``(b,)`` from above, in double precision, of gradients known by inner products of what they are made of.
+
+    And which examples' products cancel so far that single precision must not add them up with others': a sum is worked out in stretches, and where
+    one ends within an example its terms, large beside its gradient, swallow those of the examples that follow.
 
     Where V nearly sums to zero over positions and U is nearly constant the gradient is a small difference of large products. Single
     precision will do where it is not: rows where products cancel, and such as may over- or underflow, are computed again in double
@@ -214,8 +227,13 @@ def _squares_of_products(
     pieces = [inner_products(*piece) for piece in zip(u.split(size), v.split(size), strict=True)]
     products, *squares = (torch.cat(column).double() for column in zip(*pieces, strict=True))
     largest = squares[0] * squares[1]
+    exactly = _rounding_of_sum(depth, v.device, torch.float64)
     if v.dtype == torch.float64:
-        return _from_above(products, largest)
+        products += exactly * largest
+        return (
+            _from_above(products, largest, _rounding_of_sum(positions, v.device, torch.float64)),
+            torch.zeros_like(products, dtype=torch.bool),
+        )
     left = _CANCELLED if depth > _SHORT else 2 * _CANCELLED
     precise = (products > left * largest) & products.isfinite()  # false for NaN
     for square in (*squares, largest):
@@ -223,13 +241,22 @@ def _squares_of_products(
     products += _rounding_of_sum(depth, v.device) * largest
     if not precise.all():
         for rows in (~precise).nonzero()[:, 0].split(size):
-            products[rows], *squares = inner_products(u[rows].double(), v[rows].double())
+            exact, *squares = inner_products(u[rows].double(), v[rows].double())
             largest[rows] = squares[0] * squares[1]
-    return _from_above(products, largest, _rounding_of_sum(positions, v.device))
+            products[rows] = exact + exactly * largest[rows]
+    apart = products < _SWALLOWING * largest
+    rounding = torch.where(
+        apart,
+        _rounding_of_sum(positions, v.device, torch.float64),
+        max(_ROUNDING, _rounding_of_sum(positions, v.device)),
+    )
+    return _from_above(products, largest, rounding), apart
 
 
-def _rounding_of_sum(terms: int, device: torch.device) -> float:
-    """How far single precision may take a sum of so many terms from it, in sums of their magnitudes."""
+def _rounding_of_sum(terms: int, device: torch.device, precision: torch.dtype = torch.float32) -> float:
+    """How far a precision may take a sum of so many terms from it, in sums of their magnitudes."""
+    if precision == torch.float64:
+        return 1.5 * _DOUBLE_UNIT * (1 + terms)
     # A processor adds in lanes; a graphics card may add one by one.
     in_succession = terms / _lanes_of_processor() if device.type == "cpu" else terms
     return 1.5 * _UNIT * (1 + in_succession)
@@ -244,9 +271,9 @@ def _numbers_at_once(device: torch.device) -> int:
     return _CACHED_NUMBERS if device.type == "cpu" else _MANY_NUMBERS
 
 
-def _from_above(squares: Tensor, largest: Tensor, rounding: float = 0.0) -> Tensor:
+def _from_above(squares: Tensor, largest: Tensor, rounding: Tensor | float) -> Tensor:
     """Squared norms ``(b,)`` with what rounding in proportion to ``largest`` may add to the sum."""
-    return (squares.clamp(min=0).sqrt() + max(_ROUNDING, rounding) * largest.sqrt()).square()
+    return (squares.clamp(min=0).sqrt() + rounding * largest.sqrt()).square()
 
 
 def _in_units(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -297,6 +324,18 @@ class Known(Rule):
 class MatrixRule(Rule):
     """A layer that is a matrix product: subclasses say how inputs and output gradients are laid out."""
 
+    _apart: Tensor | None = None  # (b,) examples that are summed apart from others, in double precision
+
+    def clipped_sum(self, factors: Tensor, finite: Tensor) -> dict[str, Tensor]:
+        if self._apart is None or not (apart := self._apart & finite).any():
+            return super().clipped_sum(factors, finite)
+        sums = super().clipped_sum(torch.where(apart, 0.0, factors), finite)
+        rows = self._of_rows(apart)
+        exact = type(self)(self.module, self.inputs[rows].double(), self.gradients[rows].double(), self.copies)
+        for name, value in exact.clipped_sum(factors[apart], finite[apart]).items():
+            sums[name] += value
+        return sums
+
     @abstractmethod
     def layout(self) -> tuple[Tensor, Tensor]:
         """``U (b · copies, G, D, T)`` and ``V (b · copies, G, P, T)`` of G groups."""
@@ -331,7 +370,10 @@ class MatrixRule(Rule):
             else:
                 numbers = u[0].numel() + 2 * u.shape[1] * u.shape[3] ** 2
                 depth = u.shape[1] + u.shape[2] + v.shape[2]
-                total += _squares_of_products(_products, u, v, numbers=numbers, depth=depth, positions=u.shape[3])
+                squares, self._apart = _squares_of_products(
+                    _products, u, v, numbers=numbers, depth=depth, positions=u.shape[3]
+                )
+                total += squares
         if "bias" in self.trainable:
             total += v.sum(3, dtype=torch.float64).square().sum((1, 2))
         return total
@@ -413,11 +455,10 @@ class ConvolutionRule(MatrixRule):
         if ghost or not (self._is_plain and self.module.stride == (1, 1) and "weight" in self.trainable):
             return super().squared_norms(ghost=ghost)
         self._places = self._weight_gradients()
-        wide = torch.promote_types(self._places.dtype, torch.float32)
-        total = torch.linalg.vector_norm(self._places.flatten(2), dim=2, dtype=wide).square().sum(0)
+        total = _squares_of(self._places.flatten(0, 1)).view(self._places.shape[:2]).sum(0)
         if "bias" in self.trainable:
             self._biases = self._bias_gradients()
-            total = total + self._biases.to(wide).square().sum(1)
+            total += _squares_of(self._biases)
         return total
 
     def clipped_sum(self, factors: Tensor, finite: Tensor) -> dict[str, Tensor]:
@@ -465,7 +506,7 @@ class ConvolutionRule(MatrixRule):
     def ghost_squared_norms(self) -> Tensor:
         if not (self._is_plain and "weight" in self.trainable and self.copies == 1 and self._few_pixels):
             return super().ghost_squared_norms()
-        total = _squares_of_products(
+        total, self._apart = _squares_of_products(
             self._products,
             self.inputs,
             self.gradients,
@@ -538,7 +579,7 @@ class ConvolutionRule(MatrixRule):
             sums["weight"] = torch.ops.aten.convolution_backward(
                 _dense(v),
                 _dense(a),
-                module.weight.detach(),
+                module.weight.detach().to(v.dtype),
                 None,
                 module.stride,
                 padding,
@@ -660,7 +701,7 @@ class EmbeddingRule(Rule):
         gradients = gradients.double()
         same = indices[:, :, None] == indices[:, None, :]
         products = ((gradients @ gradients.transpose(1, 2)) * same).sum((1, 2))
-        return _from_above(products, gradients.square().sum((1, 2)))
+        return _from_above(products, gradients.square().sum((1, 2)), _ROUNDING)
 
     def prefers_ghost(self) -> bool:
         return (

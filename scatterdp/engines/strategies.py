@@ -164,6 +164,8 @@ def per_example_gradients(
         UserError: a layer that cannot be private, or that the strategy does not know; losses that are not one an example.
         ValueError: an unknown strategy, or copies that do not divide the rows.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model={model!r}: expected a torch.nn.Module")
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy={strategy!r}: expected one of {', '.join(STRATEGIES)}")
     check_private(model)

@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 import dp_accounting
 
-from scatterdp.config import DEFAULT_TARGET_EPSILON, BaselinesConfig, CnnsConfig, Schedule, TrainingConfig
-from scatterdp.engines.clipping import Clipping
+from scatterdp.config import DEFAULT_TARGET_EPSILON, LARGEST, BaselinesConfig, CnnsConfig, Schedule, TrainingConfig
+from scatterdp.engines.clipping import SMALLEST_BOUND, Clipping
 from scatterdp.errors import ConfigError
 from scatterdp.privacy.accounting import Accountant, epsilon_of
 from scatterdp.privacy.calibration import calibrate_noise_multiplier, calibrate_steps
@@ -145,8 +145,10 @@ class TrainingPlan:
             math.isfinite(self.feature_clip_norm) and self.feature_clip_norm > 0
         ):
             raise ConfigError(f"feature_clip_norm={self.feature_clip_norm}: expected a finite number > 0")
-        if self.max_grad_norm == 0:
-            raise ConfigError("max_grad_norm=0: expected a number > 0")
+        if self.max_grad_norm < SMALLEST_BOUND:
+            raise ConfigError(f"max_grad_norm={self.max_grad_norm}: expected a number ≥ {SMALLEST_BOUND}")
+        if self.max_grad_norm > LARGEST:
+            raise ConfigError(f"max_grad_norm={self.max_grad_norm}: expected at most {LARGEST:g}")
         if not 0 < self.delta < 1:
             raise ConfigError(f"delta={self.delta}: expected a number between 0 and 1")
 

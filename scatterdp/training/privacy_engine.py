@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from numbers import Real
 from types import MethodType
 from typing import Any, Literal, get_args
 from weakref import WeakSet
@@ -27,13 +28,14 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from scatterdp.engines.apart import check_by_example, made_up
 from scatterdp.engines.bookkeeping import Recorder, by_the_shapes, clip, everywhere
 from scatterdp.engines.clipping import Clipping
 from scatterdp.engines.precision import in_single_precision
 from scatterdp.errors import ConfigError, UserError
+from scatterdp.heads.weights import tensors_digest
 from scatterdp.privacy.accounting import Accountant
 from scatterdp.privacy.certificate import TRAINING
 from scatterdp.privacy.ledger import Ledger, LedgerEntry
@@ -43,7 +45,7 @@ from scatterdp.ranks import several
 from scatterdp.training.plan import TrainingPlan
 
 BookKeeping = Literal["mixed_ghost", "ghost"]
-_served: WeakSet[nn.Module] = WeakSet()  # models that an engine looks at
+_served: WeakSet[nn.Module] = WeakSet()  # layers that an engine looks at
 
 
 class PrivacyEngine:
@@ -55,9 +57,9 @@ class PrivacyEngine:
     run under ``torch.autocast``; norms and sums are float32 in any case.
 
     The forward pass is the user's: losses are of one call of the model itself, and what they take from weights otherwise (a penalty) is not in the
-    gradients. Passes under ``torch.no_grad()`` may come in between. What the model is called with is tried on made-up rows of its shape first, and a model
-    that mixes examples is refused; what begins at more than five rows, or is done to outputs after the model, is not found
-    (:mod:`scatterdp.engines.apart`).
+    gradients. Passes under ``torch.no_grad()`` may come in between. What the model is called with is tried on made-up rows of its shape first, again
+    whenever modules change between training and evaluation or arguments that are no tensors change, and a model that mixes examples is refused; what begins
+    at more than five rows or by attributes of the model's own, or is done to outputs after the model, is not found (:mod:`scatterdp.engines.apart`).
 
     Args:
         model: its trainable layers must be of :data:`scatterdp.engines.rules.RULES`.
@@ -71,13 +73,15 @@ class PrivacyEngine:
         accountant: which ε counts.
         engine: how norms are computed.
         clipping: which clipping function.
-        seed: reproducible noise, void against anyone who knows it; 256 bits from the system without.
+        seed: reproducible batches and noise, void against anyone who knows it, and for one run only: a second one of the same plan from the same
+            weights, as when learning rates are tried, draws the same batches, so that what the two spend does not add up to what both together
+            have spent, which may be far more. Without: 256 bits from the system.
 
     Raises:
         ConfigError: values out of range, or both or neither of ``target_epsilon`` and ``noise_multiplier``.
         BudgetError: no noise meets the target.
         UserError: several processes (``torchrun``); a layer that cannot be private; says which and the way out; no trainable
-            parameters; another engine on the model. At the first forward pass: a model that mixes examples. Later: parameters that are not
+            parameters; another engine on one of its layers. At a forward pass: a model that mixes examples. Later: parameters that are not
             those of the beginning.
     """
 
@@ -111,6 +115,16 @@ class PrivacyEngine:
         ):
             if value not in get_args(known):
                 raise ConfigError(f"{name}={value!r}: expected {' or '.join(get_args(known))}")
+        for name, value in (
+            ("max_grad_norm", max_grad_norm),
+            ("target_epsilon", target_epsilon),
+            ("noise_multiplier", noise_multiplier),
+            ("target_delta", target_delta),
+        ):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+                raise ConfigError(f"{name}={value!r}: expected a number")
+        if not 0 < target_delta < 1:
+            raise ConfigError(f"target_delta={target_delta}: expected a number between 0 and 1")
         for name, value in (("batch_size", batch_size), ("sample_size", sample_size), ("epochs", epochs)):
             if not _is_whole(value) or value < 1:
                 raise ConfigError(f"{name}={value!r}: expected a whole number ≥ 1")
@@ -118,7 +132,7 @@ class PrivacyEngine:
             raise ConfigError(f"seed={seed!r}: expected a whole number ≥ 0, or None")
         if not isinstance(model, nn.Module):
             raise ConfigError(f"model={model!r}: expected a torch.nn.Module")
-        if model in _served:
+        if any(module in _served for module in model.modules()):
             raise UserError(
                 "model: another PrivacyEngine is on it; call that one's detach() first, and add up what both spend"
             )
@@ -138,8 +152,10 @@ class PrivacyEngine:
         self.model = model
         self.plan = plan if target_epsilon is None else plan.calibrated(target_epsilon=target_epsilon)
         self.steps_taken = 0
-        self._key = RandomKey.make(seed).bound_to(repr(self.plan))
-        self._checked: set[bool] = set()  # values of model.training
+        self._key = RandomKey.make(seed).bound_to(f"{self.plan!r} {tensors_digest(model.state_dict())}")
+        self._detached = False
+        self._checked: set[tuple[Any, ...]] = set()  # manners of calling the model
+        self._trying = False
         self._parameters = _trainable(model)
         if not self._parameters:
             raise UserError("model: has no trainable parameters; unfreeze some with requires_grad_(True)")
@@ -148,7 +164,8 @@ class PrivacyEngine:
         self._check = model.register_forward_pre_hook(
             lambda module, given, named: self._check_first(module, given, named), with_kwargs=True, prepend=True
         )
-        _served.add(model)
+        for _, layer in self._recorder.layers:
+            _served.add(layer)
         self._sums: dict[str, Tensor] = {}
         self._expected: tuple[int, bool] | None = None  # rows of the piece that is out, and whether it is the last
         self._counted = True  # false while a piece is being added, and for good if that fails half-way
@@ -208,16 +225,19 @@ class PrivacyEngine:
             raise UserError(
                 f"optimizer: {kind} takes no gradient as it is given; take SGD, Adam or another first-order one"
             )
+        self._check_attached()
         self._check_optimizer(optimizer)
 
-        def step(_: Optimizer, *, loss: Tensor | None = None) -> None:
+        def step(_: Optimizer, loss: Tensor | None = None) -> None:
+            self._check_attached()
             self._check_steps_left()
             self._check_optimizer(optimizer)
             self._accumulate(loss, last=True)
             self._release()
             update()
 
-        def virtual_step(_: Optimizer, *, loss: Tensor | None = None) -> None:
+        def virtual_step(_: Optimizer, loss: Tensor | None = None) -> None:
+            self._check_attached()
             self._accumulate(loss, last=False)
 
         # Methods, for schedulers of the learning rate look for their functions.
@@ -235,15 +255,24 @@ class PrivacyEngine:
         selection = self.plan.selection(self.steps_taken)
         details: dict[str, Any] = {
             "sampler": selection.describe(),
+            "noise_source": self._key.describe(),
             **{name: getattr(self.plan, name) for name in ("noise_multiplier", "max_grad_norm", "clipping")},
         }
         return Ledger([LedgerEntry(TRAINING, selection.event(self.plan.sigma), details)])
 
     def detach(self) -> None:
-        """Take the hooks off the model."""
+        """Take the hooks off the model, which is then an ordinary one (and can be pickled); the optimizer takes no further step."""
+        self._detached = True
         self._check.remove()
         self._recorder.close()
-        _served.discard(self.model)
+        for _, layer in self._recorder.layers:
+            _served.discard(layer)
+
+    def _check_attached(self) -> None:
+        if self._detached:
+            raise UserError(
+                "PrivacyEngine: has been detached from the model; make a new engine and optimizer to train on"
+            )
 
     def _check_parameters(self) -> None:
         if _trainable(self.model) != self._parameters:
@@ -266,16 +295,20 @@ class PrivacyEngine:
             )
 
     def _check_first(self, model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """Before the first batch in training mode, and out of it, on made-up inputs of its shape: does the model keep examples apart?"""
-        mode = model.training
-        if mode in self._checked or not torch.is_grad_enabled():
+        """Before the first batch that the model is called with in this manner, on made-up inputs of its shape: does the model keep examples apart?"""
+        if self._trying or model is not self.model or not torch.is_grad_enabled():
             return
-        self._checked.add(mode)
+        values, structure = tree_flatten((inputs, named))
+        arguments = (type(value) if isinstance(value, Tensor) else repr(value) for value in values)
+        manner = (str(structure), *arguments, *(module.training for module in model.modules()))
+        if manner in self._checked:
+            return
+        self._trying = True
         try:
             self._check_apart(model, inputs, named)
-        except BaseException:
-            self._checked.discard(mode)
-            raise
+        finally:
+            self._trying = False
+        self._checked.add(manner)
 
     def _check_apart(self, model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         tensors = [value for value in tree_leaves((inputs, named)) if isinstance(value, Tensor) and value.ndim]
@@ -302,16 +335,14 @@ class PrivacyEngine:
         if losses.ndim != 1:
             raise UserError(f"loss of shape {tuple(losses.shape)}: expected one number an example, reduction='none'")
         if self._expected != (len(losses), last):
-            said = (
-                "none is out"
-                if self._expected is None
-                else "{} rows, {}".format(
-                    self._expected[0], "its last: step" if self._expected[1] else "not its last: virtual_step"
-                )
-            )
+            if self._expected is None:
+                wanted = "batches() has given no piece since the last one was taken"
+            else:
+                rows, is_last = self._expected
+                wanted = f"the piece that batches() gave is another, of {rows} rows for {'step' if is_last else 'virtual_step'}"
             raise UserError(
-                f"loss of {len(losses)} examples in {'step' if last else 'virtual_step'}: the piece that batches() gave is another "
-                f"({said}); the accounting holds for its batches only"
+                f"loss of {len(losses)} examples given to {'step' if last else 'virtual_step'}: {wanted}; give each piece's losses, one an example, "
+                "to the one or the other, for the accounting holds for those batches only"
             )
         # The piece is taken before it is added: interrupted half-way, it can neither be given again nor be left out.
         self._counted, self._expected = False, None

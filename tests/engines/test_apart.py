@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from scatterdp.engines import check_by_example, without_batch_norm
 from scatterdp.engines.apart import ROWS, made_up
@@ -37,6 +38,8 @@ MIXING: dict[str, Callable[[Tensor], Any]] = {
     "another row beside": lambda o: o + o.roll(2, 0),
     "rows in another order": lambda o: o.flip(0),
     "in one of several outputs": lambda o: (o, {"second": o.cumsum(0)}),
+    "a ten-millionth of a mean": lambda o: o + 1e-7 * o.mean(0),
+    "a hundredth of the largest, that no gradient passes": lambda o: torch.tanh(o + 0.01 * o.detach().amax(0)),
 }
 
 
@@ -44,6 +47,74 @@ MIXING: dict[str, Callable[[Tensor], Any]] = {
 def test_mixing_is_found(name):
     with pytest.raises(UserError, match=MIXES):
         check_by_example(Then(MIXING[name]), ROWS_OF_12)
+
+
+class BehindZeros(nn.Module):
+    """Two layers that are zero at first, as residual branches often are."""
+
+    def __init__(self, mixes: bool) -> None:
+        super().__init__()
+        self.branch, self.last, self.mixes = (
+            nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 12)),
+            nn.Linear(12, 3),
+            mixes,
+        )
+        for parameter in self.branch.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x + self.branch(x - x.mean(0) if self.mixes else x))
+
+
+def test_mixing_behind_weights_that_are_zero():
+    check_by_example(BehindZeros(mixes=False), ROWS_OF_12)
+    with pytest.raises(UserError, match=MIXES):
+        check_by_example(BehindZeros(mixes=True), ROWS_OF_12)
+
+
+def test_a_model_that_writes_to_itself_at_its_first_pass():
+    class Begins(nn.Module):
+        mean: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.full((12,), torch.nan))
+            self.linear = nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.mean.isnan().any():
+                self.mean.copy_(x.mean(0).detach())
+            return self.linear(x - self.mean)
+
+    model = Begins()
+    with pytest.raises(UserError, match=r"^mean: the model's forward pass changes it"):
+        check_by_example(model, ROWS_OF_12)
+    assert model.get_buffer("mean").isnan().all()
+
+
+def test_a_model_that_takes_no_example_alone():
+    with pytest.raises(UserError, match=r"^model: cannot compute one example alone \(Expected more than 1 value"):
+        check_by_example(Then(lambda o: F.batch_norm(o, None, None, training=True)), ROWS_OF_12)
+
+
+def test_answers_whose_first_axis_is_not_the_examples():
+    with pytest.raises(UserError, match=rf"^model: answers 4 rows for {ROWS} examples, where rows"):
+        check_by_example(Then(lambda o: o.t()), ROWS_OF_12)
+
+
+def test_a_model_that_takes_no_made_up_rows():
+    def at_least_six(o: Tensor) -> Tensor:
+        if len(o) < 6:
+            raise ValueError("too few")
+        return o
+
+    with pytest.raises(UserError, match=r"^model: fails on 5 made-up rows of the shapes .*\(too few\)"):
+        check_by_example(Then(at_least_six), ROWS_OF_12)
+
+
+def test_dropout_by_a_function_is_refused_in_words_that_say_so():
+    with pytest.raises(UserError, match=r"draws at random otherwise than by nn\.Dropout"):
+        check_by_example(Then(lambda o: F.dropout(o, 0.5)), ROWS_OF_12)
 
 
 @pytest.mark.parametrize(

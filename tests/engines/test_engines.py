@@ -357,6 +357,15 @@ def test_a_swapped_network_still_sees_its_inputs():
     assert outputs.std(0).min() > 1e-2
 
 
+def test_what_was_frozen_stays_frozen_when_it_is_swapped():
+    norm = frozen(nn.BatchNorm2d(4), "weight")
+    swapped = without_batch_norm(nn.Sequential(nn.Conv2d(4, 4, 3), norm))
+    assert {name: p.requires_grad for name, p in swapped.get_submodule("1").named_parameters()} == {
+        "weight": False,
+        "bias": True,
+    }
+
+
 def test_a_batch_norm_in_two_places_is_swapped_in_both():
     norm = nn.BatchNorm2d(4)
     swapped = without_batch_norm(nn.Sequential(nn.Conv2d(4, 4, 3), norm, nn.Conv2d(4, 4, 3), norm))
@@ -415,7 +424,7 @@ def test_a_layer_without_a_rule_is_refused_by_name(engine):
     model = nn.Sequential(nn.Linear(4, 4), nn.PReLU())
     with pytest.raises(
         UserError,
-        match=r"^module '1' \(PReLU\): no rule for its per-example gradients .*take engine='vmap' \(PrivacyEngine has none\)",
+        match=r"^module '1' \(PReLU\): no rule for per-example gradients of its weight .*take engine='vmap' \(PrivacyEngine has none\)",
     ):
         ENGINES[engine](model, cross_entropy, torch.randn(2, 4), torch.tensor([0, 1]), max_grad_norm=1.0)
 
@@ -542,6 +551,61 @@ def test_the_bound_holds_where_products_cancel(engine, name, clipping):
     assert math.sqrt(sum(g.double().square().sum().item() for g in result.gradients.values())) <= 0.1 * (1 + 1e-5)
 
 
+def inner_product(outputs: Tensor, gradients: Tensor) -> Tensor:
+    """A loss with these gradients at the outputs."""
+    return (outputs * gradients).flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("engine", ["ghost", "mixed_ghost"])
+def test_an_example_whose_terms_cancel_swallows_no_others(engine):
+    """Wherever a product of matrices is cut, one cut in two leaves half of its terms, 10⁶ times the bound, beside the examples that follow."""
+    layer = nn.Linear(16, 48, bias=False)
+    x, g = torch.ones(150, 7, 16), torch.full((150, 7, 48), 0.04 / (16 * 48) ** 0.5)
+    odd_x, odd_g = torch.zeros(1, 7, 16), torch.zeros(1, 7, 48)
+    odd_x[:, 0] = odd_x[:, 6] = 1
+    odd_g[:, 0], odd_g[:, 6] = 1e6, -1e6
+
+    def total(x: Tensor, g: Tensor) -> Tensor:
+        return ENGINES[engine](layer, inner_product, x, g, max_grad_norm=1.0).gradients["weight"].double()
+
+    without = total(x, g)
+    for place in range(151):
+        whole = total(torch.cat([x[:place], odd_x, x[place:]]), torch.cat([g[:place], odd_g, g[place:]]))
+        assert (whole - without).norm() <= 1e-3
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("engine", ["ghost", "mixed_ghost"])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(30, 40), (12, 30)),
+        (nn.Conv1d(9, 40, 3, stride=2), (9, 17)),
+        (nn.Conv2d(40, 40, 3), (40, 6, 6)),
+        (nn.Conv2d(40, 60, 3, groups=2), (40, 6, 6)),
+    ],
+    ids=["sequence", "strided", "images", "groups"],
+)
+def test_sums_of_examples_whose_terms_cancel_and_of_others(layer, shape, engine, copies):
+    torch.manual_seed(0)
+    axes = tuple(range(2, 1 + len(shape))) if layer.weight.ndim > 2 else (1,)
+    rows, double = 6 * copies, copy.deepcopy(layer).double()
+    x = 1 + 1e-3 * torch.randn(rows, *shape)
+    g = torch.randn_like(layer(x))
+    cancels = torch.tensor([True, False, True, True, False, False]).repeat_interleave(copies)
+    g[cancels] = 1e5 * (g - g.mean(axes, keepdim=True))[cancels]
+    x[-copies:] = torch.inf
+    rule = bookkeeping.backward(layer, inner_product, x, g, copies=copies, use_ghost=bookkeeping.everywhere)[0][1]
+    assert rule._apart.tolist() == [True, False, True, True, False, False]  # pyright: ignore
+    ours = ENGINES[engine](layer, inner_product, x, g, max_grad_norm=0.3, copies=copies)
+    expected = loop_engine(
+        double, inner_product, x[:-copies].double(), g[:-copies].double(), max_grad_norm=0.3, copies=copies
+    )
+    for name, value in expected.gradients.items():
+        torch.testing.assert_close(ours.gradients[name].double(), value, rtol=0, atol=1e-4 * 0.3)
+    assert ours.norms[-1].isnan() or ours.norms[-1].isinf()
+
+
 # ---------------------------------------------------------------- models that do not do what they seem to
 
 
@@ -664,10 +728,31 @@ class Hides(nn.Module):
         )
 
 
-@pytest.mark.parametrize("model", [Hides(), nn.Sequential(nn.Linear(5, 6), nn.Softmax(0), nn.Linear(6, 4))], ids=repr)
-def test_models_that_mix_examples_or_hide_a_weights_use_are_found_out(model):
+def test_a_model_that_mixes_examples_is_found_out():
     with pytest.raises(UserError, match=r"^model: its per-example gradients are not those of its examples alone"):
-        check_by_example(model, torch.randn(3, 5))
+        check_by_example(nn.Sequential(nn.Linear(5, 6), nn.Softmax(0), nn.Linear(6, 4)), torch.randn(3, 5))
+
+
+@pytest.mark.parametrize("engine", ["ghost", "mixed_ghost", "crb"])
+def test_a_weight_that_is_used_outside_its_layer_is_refused(engine):
+    message = r"^layer.weight: the loss depends on it otherwise than by one call of its layer"
+    with pytest.raises(UserError, match=message):
+        check_by_example(Hides(), torch.randn(3, 5))
+    with pytest.raises(UserError, match=message):
+        ENGINES[engine](Hides(), cross_entropy, torch.randn(3, 5), torch.arange(3), max_grad_norm=1.0)
+
+
+@pytest.mark.parametrize("engine", ["ghost", "mixed_ghost", "crb"])
+def test_a_penalty_is_refused_that_would_be_left_out(engine):
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4))
+
+    def penalized(outputs: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(outputs, labels) + model.get_parameter("0.weight").square().sum()
+
+    with pytest.raises(UserError, match=r"^0.weight: the loss depends on it otherwise .* weight_decay"):
+        ENGINES[engine](model, penalized, torch.randn(3, 5), torch.arange(3), max_grad_norm=1.0)
+    with pytest.raises(UserError, match=r"^loss of shape \(\).*: expected one number an example"):
+        ENGINES[engine](model, F.cross_entropy, torch.randn(3, 5), torch.arange(3), max_grad_norm=1.0)
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if "batch norm" not in name])

@@ -219,3 +219,31 @@ def test_a_sum_of_half_precision_is_no_answer():
         ClippedSum({"weight": torch.zeros(2, dtype=torch.bfloat16)}, torch.zeros(2))
     answer = linear_engine(linear_network().double(), cross_entropy, torch.ones(1, 300).double(), torch.tensor([0]), max_grad_norm=1.0)  # fmt: skip
     assert answer.gradients["weight"].dtype == torch.float64
+
+
+# ---------------------------------------------------------------- many numbers
+
+
+@pytest.mark.parametrize("layout", ["one after the other", "strided"])
+def test_norms_of_millions_of_numbers(layout):
+    """Single precision adds up ten million equal squares to a hundredth too little."""
+    rows = torch.full((2, 10_000_000), 3.0) if layout == "one after the other" else torch.full((10_000_000, 2), 3.0).t()
+    squares = rules.squared_norms_of({"weight": rows, "bias": torch.full((2, 5000), 3.0)})
+    assert squares.dtype == torch.float64
+    torch.testing.assert_close(squares, torch.full((2,), 9.0 * 10_005_000, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_bound_of_a_large_layer(engine):
+    layer = nn.Linear(2000, 2000, bias=False)
+    clipped = ENGINES[engine](
+        layer, lambda o, y: 3 * o.sum(1), torch.full((1, 2000), 3.0), torch.zeros(1), max_grad_norm=BOUND
+    )
+    assert clipped.gradients["weight"].double().norm().item() == pytest.approx(BOUND, rel=1e-6)
+
+
+def test_the_bound_of_a_large_convolution():
+    layer = nn.Conv2d(512, 512, 3, padding=1, bias=False)
+    x = torch.full((1, 512, 48, 48), 3.0)
+    clipped = ENGINES["mixed_ghost"](layer, lambda o, y: o.flatten(1).sum(1), x, torch.zeros(1), max_grad_norm=BOUND)
+    assert clipped.gradients["weight"].double().norm().item() == pytest.approx(BOUND, rel=1e-6)

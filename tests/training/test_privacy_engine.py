@@ -283,7 +283,7 @@ def test_a_piece_is_not_taken_twice():
         take(loss=losses_of(engine.model, rows))
         taken += 1
         for again in (take, optimizer.step, optimizer.virtual_step):
-            with pytest.raises(UserError, match="none is out"):
+            with pytest.raises(UserError, match="has given no piece since"):
                 again(loss=losses_of(engine.model, rows))
     assert taken > 4
     assert torch.equal(finish(engine, optimizer), finish(*begun()))
@@ -305,7 +305,7 @@ def test_a_piece_that_is_interrupted_half_way_begins_its_step_anew(monkeypatch, 
     with pytest.raises(KeyboardInterrupt):
         optimizer.virtual_step(loss=loss)
     monkeypatch.undo()
-    with pytest.raises(UserError, match="none is out"):
+    with pytest.raises(UserError, match="has given no piece since"):
         optimizer.virtual_step(loss=losses_of(engine.model, rows))
     with pytest.raises(UserError, match=r"or that failed; call engine\.batches\(\) again, which begins the step anew$"):
         next(batches)
@@ -361,7 +361,8 @@ def test_no_step_is_taken_beyond_the_plan():
         ({"noise_multiplier": None}, ConfigError, "target_epsilon, noise_multiplier: each determines the other"),
         ({"batch_size": 0}, ConfigError, "batch_size=0: expected a whole number ≥ 1"),
         ({"batch_size": 61}, ConfigError, "batch_size=61: expected 1 to 60"),
-        ({"max_grad_norm": 0.0}, ConfigError, "max_grad_norm=0: expected a number > 0"),
+        ({"max_grad_norm": 0.0}, ConfigError, "max_grad_norm=0.0: expected a number ≥ 1e-20"),
+        ({"max_grad_norm": 1e-25}, ConfigError, "max_grad_norm=1e-25: expected a number ≥ 1e-20"),
         ({"engine": "hooks"}, ConfigError, "engine='hooks': expected mixed_ghost or ghost"),
         (
             {"noise_multiplier": None, "target_epsilon": 1e-12, "target_delta": 1e-15},
@@ -386,11 +387,13 @@ def test_other_batches_than_those_given_are_refused():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     engine = made(model)
     engine.attach(optimizer)
-    with pytest.raises(UserError, match=r"loss of 15 examples in step: .*none is out"):
+    with pytest.raises(UserError, match=r"loss of 15 examples given to step: batches\(\) has given no piece since"):
         optimizer.step(loss=losses_of(model, torch.arange(15)))  # pyright: ignore
     rows, last = next(engine.batches(4))
     assert not last
-    with pytest.raises(UserError, match=r"not its last: virtual_step"):
+    with pytest.raises(
+        UserError, match=r"given to step: the piece that batches\(\) gave is another, of 4 rows for virtual_step"
+    ):
         optimizer.step(loss=losses_of(model, rows))  # pyright: ignore
     with pytest.raises(UserError, match=r"the piece that batches\(\) gave is another"):
         optimizer.virtual_step(loss=losses_of(model, rows[:-1]))  # pyright: ignore
@@ -428,6 +431,86 @@ def test_a_mode_that_was_not_seen_is_checked_when_it_comes():
     model.train()
     with pytest.raises(UserError, match="model"):
         model(X[:4])
+
+
+def test_a_part_that_was_frozen_at_first_is_checked_when_it_is_not():
+    class Centre(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - x.mean(0) if self.training else x
+
+    made(model := nn.Sequential(Centre(), nn.Flatten(), nn.Linear(72, 3)))
+    model[0].eval()
+    model(X[:4])
+    model.train()
+    with pytest.raises(UserError, match=r"^model: its per-example gradients"):
+        model(X[:4])
+
+
+def test_an_argument_that_was_not_seen_is_checked_when_it_comes():
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(72, 3)
+
+        def forward(self, x: Tensor, *, centre: bool = False) -> Tensor:
+            return self.linear((x - x.mean(0) if centre else x).flatten(1))
+
+    made(model := Centred())
+    model(X[:4])
+    model(X[:4], centre=False)
+    with pytest.raises(UserError, match=r"^model: its per-example gradients"):
+        model(X[:4], centre=True)
+
+
+def test_batch_normalisation_that_is_thawed_later_is_named():
+    made(model := nn.Sequential(nn.Flatten(), nn.BatchNorm1d(72, affine=False), nn.Linear(72, 3)).eval())
+    model(X[:4])
+    model.train()
+    with pytest.raises(UserError, match=r"^module '1' \(BatchNorm1d\): batch normalisation mixes examples"):
+        model(X[:4])
+
+
+class Memory(nn.Module):
+    """Writes to a buffer when it is asked to."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(72))
+        self.linear, self.remembers = nn.Linear(72, 3), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.remembers:
+            self.mean.copy_(x.flatten(1).mean(0).detach())
+        return self.linear(x.flatten(1) - self.mean)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_what_a_pass_has_written_into_the_model_is_never_trained_on(gradients):
+    engine, optimizer = begun_on(model := Memory())
+    losses_of(model, torch.arange(4))
+    model.remembers = True
+    with (
+        torch.set_grad_enabled(gradients),
+        pytest.raises(UserError, match=r"^mean: the model's forward pass changes it"),
+    ):
+        model(X)
+    model.remembers = False
+    for _ in range(2):
+        rows, _ = next(engine.batches())
+        with pytest.raises(UserError, match=r"this model has it already: begin with a new one$"):
+            optimizer.step(loss=losses_of(model, rows))
+    assert engine.steps_taken == 0
+
+
+def test_a_first_pass_that_writes_is_refused_before_private_rows_are_in_it():
+    model = Memory()
+    model.remembers = True
+    made(model)
+    with pytest.raises(UserError, match=r"^mean: the model's forward pass changes it"):
+        model(X)
+    assert not model.get_buffer("mean").any()
 
 
 @pytest.mark.filterwarnings("ignore:Seems like `optimizer.step:UserWarning")
@@ -525,18 +608,53 @@ def test_an_evaluation_between_forward_pass_and_step_changes_nothing(guard):
     assert torch.equal(weights, finish(*begun(), 256))
 
 
-@pytest.mark.parametrize("spoil", [Tensor.detach, None], ids=["detached", "of another pass"])
-def test_losses_that_are_not_of_the_last_forward_pass(spoil):
+def test_losses_that_are_not_of_the_last_forward_pass():
     engine, optimizer = begun()
     rows, _ = next(engine.batches())
     loss = losses_of(engine.model, rows)
-    if spoil is None:
-        losses_of(engine.model, rows)
-    else:
-        loss = spoil(loss)
+    losses_of(engine.model, rows)
     with pytest.raises(UserError, match=r"^loss: does not come from the model's last forward pass with gradients on"):
         optimizer.step(loss=loss)
     assert engine.steps_taken == 0
+
+
+def test_losses_without_a_gradient():
+    engine, optimizer = begun()
+    rows, _ = next(engine.batches())
+    with pytest.raises(UserError, match=r"^loss: has no gradient \(detached, or of whole numbers\)"):
+        optimizer.step(loss=losses_of(engine.model, rows).detach())
+    assert engine.steps_taken == 0
+
+
+def test_a_penalty_in_the_loss_is_refused():
+    engine, optimizer = begun()
+    rows, _ = next(engine.batches())
+    loss = losses_of(engine.model, rows) + 0.1 * engine.model.get_parameter("0.bias").square().sum()
+    with pytest.raises(UserError, match=r"^0.bias: the loss depends on it otherwise than by one call of its layer"):
+        optimizer.step(loss)
+    assert engine.steps_taken == 0
+
+
+def test_a_layer_frozen_after_attaching_is_noticed():
+    engine, optimizer = begun()
+    engine.model[0].requires_grad_(False)  # pyright: ignore
+    rows, _ = next(engine.batches())
+    with pytest.raises(UserError, match=r"^model: its trainable parameters are not those"):
+        optimizer.step(losses_of(engine.model, rows))
+
+
+def test_a_detached_engine_takes_no_step():
+    engine, optimizer = begun()
+    rows, _ = next(engine.batches())
+    loss = losses_of(engine.model, rows)
+    engine.detach()
+    for refused in (
+        lambda: optimizer.step(loss),
+        lambda: optimizer.virtual_step(loss),
+        lambda: engine.attach(torch.optim.SGD(engine.model.parameters(), lr=0.1)),
+    ):
+        with pytest.raises(UserError, match=r"^PrivacyEngine: has been detached from the model; make a new engine"):
+            refused()
 
 
 @pytest.mark.parametrize("passes", [2, 3])
@@ -550,6 +668,14 @@ def test_losses_of_several_forward_passes_are_refused(passes):
     ):
         optimizer.step(loss=loss)
     assert engine.steps_taken == 0
+
+
+def test_a_loss_of_the_last_pass_and_of_one_before_the_last_is_refused():
+    engine, optimizer = begun()
+    rows, _ = next(engine.batches())
+    first, _, last = (losses_of(engine.model, rows) for _ in range(3))
+    with pytest.raises(UserError, match=r"^loss: does not come from the model's last forward pass"):
+        optimizer.step(loss=first + last)
 
 
 def test_passes_that_are_not_in_the_loss_are_in_nobodys_way():
@@ -639,8 +765,25 @@ def test_a_model_has_one_engine_at_a_time():
     engine = made(model := network())
     with pytest.raises(UserError, match=r"^model: another PrivacyEngine is on it; call that one's detach\(\) first"):
         made(model)
+    with pytest.raises(UserError, match=r"^model: another PrivacyEngine is on it"):
+        made(nn.Sequential(model))
+    with pytest.raises(UserError, match=r"^model: another PrivacyEngine is on it"):
+        made(nn.Sequential(nn.Flatten(), model[5]))
     engine.detach()
     finish(*begun_on(model))
+
+
+def test_a_seed_draws_other_batches_for_other_weights_and_the_ledger_tells_of_it():
+    model, other = network(), network()
+    with torch.no_grad():
+        other.get_parameter("0.bias").add_(1e-3)
+    of_model, again, of_other = (next(made(m).batches())[0].tolist() for m in (model, network(), other))
+    assert of_model == again != of_other
+    for seed, origin in ((0, "seed"), (None, "system")):
+        engine = made(model := network(), seed=seed)
+        train(model, torch.optim.SGD(model.parameters(), lr=0.1), engine)
+        (entry,) = engine.ledger().entries
+        assert entry.details["noise_source"]["origin"] == origin
 
 
 def begun_on(model: nn.Module) -> tuple[PrivacyEngine, Any]:
@@ -674,6 +817,11 @@ def test_a_refused_model_stays_as_it_was():
         ({"clipping": "none"}, "clipping='none': expected flat or per_layer or automatic"),
         ({"accountant": "moments"}, "accountant='moments': expected "),
         ({"seed": -1}, "seed=-1: expected a whole number ≥ 0, or None"),
+        ({"max_grad_norm": "1"}, "max_grad_norm='1': expected a number"),
+        ({"max_grad_norm": 1e300}, "max_grad_norm=1e+300: expected at most 1e+20"),
+        ({"noise_multiplier": True}, "noise_multiplier=True: expected a number"),
+        ({"noise_multiplier": None, "target_epsilon": "3"}, "target_epsilon='3': expected a number"),
+        ({"target_delta": 2}, "target_delta=2: expected a number between 0 and 1"),
     ],
 )
 def test_values_of_other_kinds(changes, message):
