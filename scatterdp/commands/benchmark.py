@@ -38,7 +38,7 @@ from scatterdp.sizes import available_memory, bytes_of
 from scatterdp.training.device import resolve_device
 from scatterdp.writing import new_folder
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class BenchmarkConfig:
     out: Path = Path("benchmark")
     """A new or empty folder for benchmark.json, .md, .png and .svg."""
     gradcheck: bool = False
-    """Measure nothing: compare the contenders' gradients on three small batches; exit code 1 if one differs by more than 1e-4."""
+    """Measure nothing: compare the contenders' gradients on three small batches in double precision; exit code 1 if one differs by more than 1e-5."""
 
     def __post_init__(self) -> None:
         for name, values, known in (("models", self.models, NETWORKS), ("engines", self.engines, CONTENDERS)):

@@ -8,6 +8,10 @@ is float32 or float64, without TensorFloat-32.
 **Limit.** Float32 rounds a sum too, by some 1e-7 of itself: where 3000 examples all point one way, one of them was seen to move their sum
 by 0.9997 to 1.0001 times the bound, depending on the engine. And libraries choose how to multiply by a matrix's size, so the few examples that share its last,
 smaller piece may be rounded in another way, by some 1e-5 of themselves, when the piece has one more.
+
+Where an example's own terms cancel, half of them may be far larger than its gradient, and beside them those of other examples vanish: one of them
+was seen to move a sum of 600 by 7.7 times the bound. Book-keeping sums such examples apart in double precision
+(:class:`scatterdp.engines.rules.MatrixRule`); below the threshold 1.0001 times the bound was the most that was seen.
 """
 
 from __future__ import annotations
