@@ -141,8 +141,8 @@ class TestGradcheck:
         lines = [line.split() for line in out.splitlines() if line.startswith("  ")][1:]
         clipping = [name for name in CONTENDERS if name != "non_private"]
         assert [line[2] for line in lines] == [*CONTENDERS, *clipping] * 3
-        assert all(float(line[4]) <= 1e-4 for line in lines)
-        assert out.endswith("all agree within 0.0001\n")
+        assert all(float(line[4]) <= 1e-5 for line in lines)
+        assert out.endswith("all agree within 1e-05\n")
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("fault", ["one entry", "no clipping", "one missing", "not a number"])
@@ -169,7 +169,7 @@ class TestGradcheck:
         out = capsys.readouterr().out
         wrong = [line.split()[2] for line in out.splitlines() if line.endswith("DIFFERS")]
         assert wrong == ["crb"] * (3 if fault == "no clipping" else 6)
-        assert out.endswith(f"{len(wrong)} differ by more than 0.0001\n")
+        assert out.endswith(f"{len(wrong)} differ by more than 1e-05\n")
 
 
 @pytest.mark.parametrize(
