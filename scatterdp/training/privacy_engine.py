@@ -56,8 +56,8 @@ class PrivacyEngine:
     ``virtual_step`` takes all but the last, ``step`` the last; noise is added once, and each piece counts at most once. Forward passes may
     run under ``torch.autocast``; norms and sums are float32 in any case.
 
-    The forward pass is the user's: losses are of one call of the model itself, and what they take from weights otherwise (a penalty) is not in the
-    gradients. Passes under ``torch.no_grad()`` may come in between. What the model is called with is tried on made-up rows of its shape first, again
+    The forward pass is the user's: losses are of one call of the model itself, and may take nothing from its weights otherwise (a penalty), which
+    is refused. Passes under ``torch.no_grad()`` may come in between. What the model is called with is tried on made-up rows of its shape first, again
     whenever modules change between training and evaluation or arguments that are no tensors change, and a model that mixes examples is refused; what begins
     at more than five rows or by attributes of the model's own, or is done to outputs after the model, is not found (:mod:`scatterdp.engines.apart`).
 
