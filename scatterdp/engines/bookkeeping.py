@@ -219,7 +219,7 @@ class Recorder:
         self._written: UserError | None = None  # what has come into the model from a pass, for good
         # Functions, which a deep copy of the model shares without copying the recorder; the copy's passes are not looked at.
         self._handles = [
-            model.register_forward_pre_hook(lambda module, _: self._begin() if module is model else None),
+            model.register_forward_pre_hook(lambda module, _: self._begin() if module is model else None, prepend=True),
             model.register_forward_hook(lambda module, *_: self._end() if module is model else None, always_call=True),
         ]
         self._handles += [

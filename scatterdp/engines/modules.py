@@ -82,7 +82,10 @@ Versions = dict[str, tuple[Tensor, int]]
 
 def versions_of(model: nn.Module) -> Versions:
     """The model's state as it is now, to be recognised by :func:`check_unchanged`."""
-    return {name: (value, value._version) for name, value in (*model.named_parameters(), *model.named_buffers())}
+    return {
+        name: (value, 0 if value.is_inference() else value._version)  # torch counts no changes of inference tensors
+        for name, value in (*model.named_parameters(), *model.named_buffers())
+    }
 
 
 def check_unchanged(model: nn.Module, before: Versions) -> None:

@@ -291,10 +291,13 @@ def scaled(values: Tensor, factors: Tensor) -> Tensor:
     return values * units.to(values.dtype).view(-1, *[1] * (values.ndim - 1))
 
 
-def _bias_sum(gradients: Tensor, positions: range, factors: Tensor) -> Tensor:
-    """Sums over rows and axes of positions in double precision, as the norms are: what nearly cancels over positions must not round."""
+def _bias_sum(gradients: Tensor, positions: range, factors: Tensor, copies: int) -> Tensor:
+    """Sums over rows and axes of positions in double precision, as the norms are: what nearly cancels over positions must not round.
+
+    An example's copies first: they may cancel, too, and would make others' vanish.
+    """
     sums = gradients.sum(tuple(positions), dtype=torch.float64) if positions else gradients.double()
-    return (factors.double() @ sums).to(gradients.dtype)
+    return (factors.double()[::copies] @ sums.unflatten(0, (-1, copies)).sum(1)).to(gradients.dtype)
 
 
 class Known(Rule):
@@ -402,7 +405,7 @@ class LinearRule(MatrixRule):
         if "weight" in self.trainable:
             sums["weight"] = v.t() @ self.inputs.flatten(0, -2)
         if "bias" in self.trainable:
-            sums["bias"] = _bias_sum(self.gradients, range(1, self.gradients.ndim - 1), factors)
+            sums["bias"] = _bias_sum(self.gradients, range(1, self.gradients.ndim - 1), factors, self.copies)
         return sums
 
 
@@ -590,7 +593,7 @@ class ConvolutionRule(MatrixRule):
                 (False, True, False),
             )[1]
         if "bias" in self.trainable:
-            sums["bias"] = _bias_sum(self.gradients, range(2, self.gradients.ndim), factors)
+            sums["bias"] = _bias_sum(self.gradients, range(2, self.gradients.ndim), factors, self.copies)
         return sums
 
 
@@ -631,7 +634,7 @@ class NormalizationRule(Rule):
         return gradients
 
     def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
-        return weighted(self.per_row(), factors)
+        return weighted(self.per_example(), factors[:: self.copies])  # copies first: they may cancel
 
     @abstractmethod
     def normalized(self) -> Tensor:

@@ -45,6 +45,7 @@ from scatterdp.ranks import several
 from scatterdp.training.plan import TrainingPlan
 
 BookKeeping = Literal["mixed_ghost", "ghost"]
+_FEW = 16
 _served: WeakSet[nn.Module] = WeakSet()  # layers that an engine looks at
 
 
@@ -58,8 +59,9 @@ class PrivacyEngine:
 
     The forward pass is the user's: losses are of one call of the model itself, and may take nothing from its weights otherwise (a penalty), which
     is refused. Passes under ``torch.no_grad()`` may come in between. What the model is called with is tried on made-up rows of its shape first, again
-    whenever modules change between training and evaluation or arguments that are no tensors change, and a model that mixes examples is refused; what begins
-    at more than five rows or by attributes of the model's own, or is done to outputs after the model, is not found (:mod:`scatterdp.engines.apart`).
+    whenever modules change between training and evaluation, or arguments change in anything but the numbers of large tensors and examples (tensors as long as the
+    batch are taken for examples'), and a model that mixes examples is refused; what begins at more than five rows, by attributes of the model's own or in
+    hooks that are added later, or is done to outputs after the model, is not found (:mod:`scatterdp.engines.apart`).
 
     Args:
         model: its trainable layers must be of :data:`scatterdp.engines.rules.RULES`.
@@ -152,14 +154,14 @@ class PrivacyEngine:
         self.model = model
         self.plan = plan if target_epsilon is None else plan.calibrated(target_epsilon=target_epsilon)
         self.steps_taken = 0
-        self._key = RandomKey.make(seed).bound_to(f"{self.plan!r} {tensors_digest(model.state_dict())}")
         self._detached = False
-        self._checked: set[tuple[Any, ...]] = set()  # manners of calling the model
+        self._checked: set[int] = set()  # manners of calling the model
         self._trying = False
         self._parameters = _trainable(model)
         if not self._parameters:
             raise UserError("model: has no trainable parameters; unfreeze some with requires_grad_(True)")
         self._recorder = Recorder(model)
+        self._key = RandomKey.make(seed).bound_to(f"{self.plan!r} {tensors_digest(dict(model.named_parameters()))}")
         # Before the recorder's, and a function, which a deep copy of the model shares without copying the engine.
         self._check = model.register_forward_pre_hook(
             lambda module, given, named: self._check_first(module, given, named), with_kwargs=True, prepend=True
@@ -299,25 +301,33 @@ class PrivacyEngine:
         if self._trying or model is not self.model or not torch.is_grad_enabled():
             return
         values, structure = tree_flatten((inputs, named))
-        arguments = (type(value) if isinstance(value, Tensor) else repr(value) for value in values)
-        manner = (str(structure), *arguments, *(module.training for module in model.modules()))
+        rows = self._rows_of(values)
+        arguments = (_as_seen(value, rows) for value in values)
+        manner = hash((str(structure), *arguments, *(module.training for module in model.modules())))
         if manner in self._checked:
             return
         self._trying = True
         try:
-            self._check_apart(model, inputs, named)
+            self._check_apart(model, rows, inputs, named)
         finally:
             self._trying = False
         self._checked.add(manner)
 
-    def _check_apart(self, model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        tensors = [value for value in tree_leaves((inputs, named)) if isinstance(value, Tensor) and value.ndim]
-        if not tensors:
+    def _rows_of(self, values: list[Any]) -> int:
+        """Of the batch: those of the piece that is out, where a tensor has as many, or else the first tensor's."""
+        lengths = [len(value) for value in values if isinstance(value, Tensor) and value.ndim]
+        if not lengths:
             raise UserError(
                 "model: is called without a tensor of examples, so that what it does with them cannot be tried"
             )
-        inputs, named = made_up(model, (inputs, named), len(tensors[0]))
-        if torch.is_autocast_enabled(tensors[0].device.type):
+        return self._expected[0] if self._expected is not None and self._expected[0] in lengths else lengths[0]
+
+    def _check_apart(self, model: nn.Module, rows: int, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        inputs, named = made_up(model, (inputs, named), rows)
+        device = next(
+            value.device for value in tree_leaves((inputs, named)) if isinstance(value, Tensor) and value.ndim
+        )
+        if torch.is_autocast_enabled(device.type):
             # Inputs may be of half precision where the model is not; the check is made without autocast.
             inputs, named = tree_map(lambda v: in_single_precision(v) if isinstance(v, Tensor) else v, (inputs, named))
         check_by_example(model, *inputs, **named)
@@ -375,6 +385,15 @@ class PrivacyEngine:
                 device=parameter.device,
             )
             parameter.grad = (sums[name] + noise) / self.plan.batch_size
+
+
+def _as_seen(value: Any, rows: int) -> tuple[Any, ...]:
+    """What a model may decide by, of one argument: all but the numbers of examples and of large tensors."""
+    if not isinstance(value, Tensor):
+        return (repr(value),)
+    if value.shape[:1] == (rows,):
+        return (value.dtype, value.shape[1:])
+    return (value.dtype, value.shape, tuple(value.flatten().tolist()) if value.numel() <= _FEW else ())
 
 
 def _is_whole(value: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,7 @@ MIXING: dict[str, Callable[[Tensor], Any]] = {
     "rows in another order": lambda o: o.flip(0),
     "in one of several outputs": lambda o: (o, {"second": o.cumsum(0)}),
     "a ten-millionth of a mean": lambda o: o + 1e-7 * o.mean(0),
+    "a millionth of a mean of bounded numbers": lambda o: torch.tanh(o) + 1e-6 * torch.tanh(o).mean(0),
     "a hundredth of the largest, that no gradient passes": lambda o: torch.tanh(o + 0.01 * o.detach().amax(0)),
 }
 
@@ -47,6 +49,49 @@ MIXING: dict[str, Callable[[Tensor], Any]] = {
 def test_mixing_is_found(name):
     with pytest.raises(UserError, match=MIXES):
         check_by_example(Then(MIXING[name]), ROWS_OF_12)
+
+
+def test_a_model_that_keeps_its_activations_is_copied_all_the_same():
+    class Keeps(Then):
+        def forward(self, x: Tensor) -> Any:
+            self.kept = [self.linear(x)]
+            return self.then(self.kept[0])
+
+    for then in (torch.tanh, lambda o: o - 1e-7 * o.mean(0)):
+        model = Keeps(then)
+        model(ROWS_OF_12)
+        if then is torch.tanh:
+            check_by_example(model, ROWS_OF_12)
+        else:
+            with pytest.raises(UserError, match=MIXES):
+                check_by_example(model, ROWS_OF_12)
+        assert model.linear.weight.dtype == torch.float32
+
+
+def test_a_model_that_cannot_be_copied_stays_as_it_is():
+    for then, mixes in ((torch.tanh, False), (lambda o: o - o.mean(0), True)):
+        model = Then(then)
+        model.lock = threading.Lock()  # pyright: ignore
+        if mixes:
+            with pytest.raises(UserError, match=MIXES):
+                check_by_example(model, ROWS_OF_12)
+        else:
+            check_by_example(model, ROWS_OF_12)
+        assert model.linear.weight.dtype == torch.float32
+
+
+def test_a_tensor_that_all_examples_share_may_come_first():
+    class Shared(nn.Module):
+        def __init__(self, mixes: bool) -> None:
+            super().__init__()
+            self.linear, self.mixes = nn.Linear(12, 3), mixes
+
+        def forward(self, scale: Tensor, x: Tensor) -> Tensor:
+            return self.linear(scale * (x - x.mean(0) if self.mixes else x))
+
+    check_by_example(Shared(mixes=False), torch.rand(12), ROWS_OF_12)
+    with pytest.raises(UserError, match=MIXES):
+        check_by_example(Shared(mixes=True), torch.rand(12), ROWS_OF_12)
 
 
 class BehindZeros(nn.Module):

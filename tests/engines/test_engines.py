@@ -574,6 +574,32 @@ def test_an_example_whose_terms_cancel_swallows_no_others(engine):
         assert (whole - without).norm() <= 1e-3
 
 
+@pytest.mark.parametrize("engine", ["ghost", "mixed_ghost", "loop"])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.LayerNorm(4), (4,)),
+        (nn.GroupNorm(2, 4), (4, 2, 2)),
+        (frozen(nn.Linear(3, 4), "weight"), (3,)),
+        (frozen(nn.Conv2d(3, 4, 1), "weight"), (3, 2, 2)),
+    ],
+    ids=["layer norm", "group norm", "bias", "bias of a convolution"],
+)
+def test_copies_that_cancel_swallow_no_other_examples(engine, layer, shape):
+    x = torch.randn(400, *shape, generator=torch.Generator().manual_seed(0))
+    x[201] = x[200]
+    g = torch.full_like(layer(x), 0.3)
+
+    def total() -> Tensor:
+        sums = ENGINES[engine](layer, inner_product, x, g, max_grad_norm=1.0, copies=2).gradients
+        return torch.cat([value.double().flatten() for value in sums.values()])
+
+    g[200], g[201] = 0, 0
+    without = total()
+    g[200], g[201] = 1e17, -1e17
+    assert (total() - without).norm() <= 1e-3
+
+
 @pytest.mark.parametrize("copies", [1, 2])
 @pytest.mark.parametrize("engine", ["ghost", "mixed_ghost"])
 @pytest.mark.parametrize(

@@ -462,6 +462,65 @@ def test_an_argument_that_was_not_seen_is_checked_when_it_comes():
         model(X[:4], centre=True)
 
 
+@pytest.mark.parametrize("flags", [(torch.tensor(0), torch.tensor(1)), (torch.zeros(1), torch.ones(1))])
+def test_a_flag_may_be_a_tensor(flags):
+    class Flagged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(72, 3)
+
+        def forward(self, x: Tensor, flag: Tensor) -> Tensor:
+            return self.linear((x - x.mean(0) if flag else x).flatten(1))
+
+    made(model := Flagged())
+    model(X[:4], flags[0])
+    with pytest.raises(UserError, match=r"^model: its per-example gradients"):
+        model(X[:4], flags[1])
+
+
+def test_another_width_is_tried_too():
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear((x - x.mean(0) if x.shape[-1] > 5 else x).mean((2, 3)))
+
+    made(model := Wide())
+    model(X[:4, :, :5, :5])
+    with pytest.raises(UserError, match=r"^model: its per-example gradients"):
+        model(X[:4])
+
+
+def test_models_with_a_state_that_is_no_tensor():
+    class Stated(nn.Linear):
+        def get_extra_state(self) -> Any:
+            return {"version": 2}
+
+        def set_extra_state(self, state: Any) -> None:
+            pass
+
+    model = nn.Sequential(nn.Flatten(), Stated(72, 3).requires_grad_(False), nn.Linear(3, 3))
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), engine := made(model))
+    assert engine.steps_taken == engine.plan.steps
+
+
+def test_what_hooks_of_the_model_write_is_noticed():
+    model, writes = Memory(), []
+
+    def before(module: Any, given: tuple[Tensor]) -> None:
+        if writes:
+            module.mean += given[0].mean()
+
+    model.register_forward_pre_hook(before)
+    made(model)
+    model(X[:4])
+    writes.append(True)
+    with pytest.raises(UserError, match=r"^mean: the model's forward pass changes it"), torch.no_grad():
+        model(X)
+
+
 def test_batch_normalisation_that_is_thawed_later_is_named():
     made(model := nn.Sequential(nn.Flatten(), nn.BatchNorm1d(72, affine=False), nn.Linear(72, 3)).eval())
     model(X[:4])
