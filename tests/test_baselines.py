@@ -419,7 +419,7 @@ class TestKilled:
         assert outcome.err == (
             "error: epochs=7 beside resume=run: a run goes on with its own config, leave epochs out\n"
         )
-        default = run("--resume=run", "--dataset=cifar10", "--no_shuffle")
+        default = run("--resume=run", "--dataset=cifar10")
         assert default.code == 2
         assert default.err.startswith("error: dataset=cifar10 beside resume=run: a run goes on with its own config")
         assert contents(interrupted) == before
