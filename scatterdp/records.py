@@ -162,7 +162,9 @@ class RunFolder:
                 f"resume={path}: its config.json is damaged ({error}); start another run with a new --run_dir"
             ) from error
         except ConfigError as error:
-            raise ConfigError(f"resume={path}: {error} Go on with the command that began the run") from error
+            raise ConfigError(
+                f"resume={path}: not a config of this command ({error}); go on with the command and version that began the run"
+            ) from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:

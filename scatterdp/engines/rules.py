@@ -182,9 +182,7 @@ _SMALLEST = 1e-30
 _BLOCK = 4096  # numbers that single precision adds up to a norm
 _ROUNDING = 5e-7  # eight times that of single precision
 _CANCELLED = 0.012  # of the product of norms: with less left, room for rounding would be a large part of the norm
-_SWALLOWING = (
-    4e-4  # of the product of norms: with less left, an example's own terms would swallow others' in a sum over all
-)
+_SWALLOWING = 4e-4  # of that: with less left, an example's own terms would swallow others' in a sum over all
 _SHORT = 128  # depths at which double precision costs little, so that norms may be closer still
 _LANES = {"AVX512": 16, "AVX2": 8}  # sums that a processor adds up side by side in single precision
 _FEWEST_LANES = 4
