@@ -29,14 +29,8 @@ from scatterdp.errors import UserError
 ROWS = 5
 _TOLERANCE = 1e-3  # of a parameter's largest gradient
 _LARGE = 1e6
-_FAILURES = (
-    RuntimeError,
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-)  # of somebody's forward pass
+# Of somebody's forward pass.
+_FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
 _BRANCH_DROPOUTS = (
     "StochasticDepth",
     "DropPath",
@@ -56,20 +50,21 @@ def check_by_example(model: nn.Module, *inputs: Any, **named: Any) -> None:
         UserError: they differ, the model cannot compute one example alone or writes to its state, or its answer is not rows of numbers.
     """
     check_private(model)
-    copied = _copy_without_zeros(model)
-    try:
-        if copied is None:
-            raise TypeError
-        # Behind ReLU and normalisations single precision may be far off where the gradient is 0.
-        _check(copied.double(), *tree_map(_in_double, (inputs, named)), negligible=0.0)
-    except _FAILURES:  # a precision written into the forward pass, a device without double precision
+    tried = _copy_without_zeros(model)
+    if tried is not None:
         try:
-            _check(_copy_without_zeros(model) or model, inputs, named, negligible=1e-4)
-        except _FAILURES as error:
-            raise UserError(
-                f"model: fails on {ROWS} made-up rows of the shapes that it is called with ({error}), on which it is tried first; the first axis of "
-                "tensors must be the examples'"
-            ) from error
+            # Behind ReLU and normalisations single precision may be far off where the gradient is 0.
+            _check(tried.double(), *tree_map(_in_double, (inputs, named)), negligible=0.0)
+            return
+        except _FAILURES:  # a precision written into the forward pass, a device without double precision
+            tried = _copy_without_zeros(model)
+    try:
+        _check(model if tried is None else tried, inputs, named, negligible=1e-4)
+    except _FAILURES as error:
+        raise UserError(
+            f"model: fails on {ROWS} made-up rows of the shapes that it is called with ({error}), on which it is tried first; the first axis of "
+            "tensors must be the examples'"
+        ) from error
 
 
 def made_up(model: nn.Module, given: Any, rows: int) -> Any:
@@ -101,7 +96,7 @@ def _copy_without_zeros(model: nn.Module) -> nn.Module | None:
     # Activations that a model keeps cannot be copied with what they come from.
     activations = {id(value): value.detach() for value in kept if isinstance(value, Tensor) and not value.is_leaf}
     try:
-        copied = copy.deepcopy(model, dict(activations))
+        copied = copy.deepcopy(model, activations)
     except _FAILURES:
         return None
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -170,7 +165,7 @@ def _compare(
 def _check_one(model: nn.Module, row: Tensor) -> None:
     try:
         model(row)
-    except Exception as error:
+    except Exception as error:  # whatever somebody's forward pass raises: it is told, and refuses the model
         raise UserError(
             f"model: cannot compute one example alone ({error}); a gradient of each is what gets clipped, so let it take batches of one"
         ) from error
