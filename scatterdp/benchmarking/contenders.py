@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from scatterdp.engines import ENGINES
 from scatterdp.engines.bookkeeping import Recorder, by_the_shapes, clip
+from scatterdp.heads import Images
 
 #: Gradients by parameter name.
 Step = Callable[[], dict[str, Tensor]]
@@ -78,12 +79,21 @@ def privacy_engine(model: nn.Module, x: Tensor, y: Tensor, max_grad_norm: float)
     return step
 
 
+def _channels_first(model: nn.Module) -> nn.Module:
+    """A copy whose images lie in memory as Opacus 1.6 takes them to: of others it gets the norms wrong."""
+    own = copy.deepcopy(model)
+    for module in own.modules():
+        if isinstance(module, Images):
+            module.channels_last = False
+    return own
+
+
 def opacus_hooks(model: nn.Module, x: Tensor, y: Tensor, max_grad_norm: float) -> Step:
     """Per-example gradients by Opacus' hooks, clipped and summed by its optimizer."""
     from opacus.grad_sample import GradSampleModule  # a second to import
     from opacus.optimizers import DPOptimizer
 
-    wrapped: Any = GradSampleModule(copy.deepcopy(model))
+    wrapped: Any = GradSampleModule(_channels_first(model))
     sgd = torch.optim.SGD(wrapped.parameters())
     optimizer = DPOptimizer(sgd, noise_multiplier=0.0, max_grad_norm=max_grad_norm, expected_batch_size=len(x))
 
@@ -105,7 +115,7 @@ def opacus_ghost(model: nn.Module, x: Tensor, y: Tensor, max_grad_norm: float) -
     from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 
     bound: Any = max_grad_norm  # annotated as an int there
-    wrapped: Any = GradSampleModuleFastGradientClipping(copy.deepcopy(model), max_grad_norm=bound)
+    wrapped: Any = GradSampleModuleFastGradientClipping(_channels_first(model), max_grad_norm=bound)
     optimizer = DPOptimizerFastGradientClipping(
         torch.optim.SGD(wrapped.parameters()),
         noise_multiplier=0.0,

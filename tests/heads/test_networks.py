@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 
 from scatterdp.engines import check_private, loop_engine, mixed_ghost_engine
 from scatterdp.errors import ConfigError
-from scatterdp.heads import CLASSIFIERS, make_classifier
+from scatterdp.heads import CLASSIFIERS, Images, make_classifier
 
 SHAPES = {
     "linear": (6, 2, 2),
@@ -71,7 +73,35 @@ def test_layers_are_the_published_ones(name, shape, channels, hidden):
     curved = [module for module in modules if isinstance(module, nn.Tanh)]
     assert len(curved) == len(convolutions) + len(linear) - 1
     rest = {type(module) for module in modules} - {nn.Conv2d, nn.Linear, nn.Tanh, nn.MaxPool2d}
-    assert rest <= {nn.Sequential, nn.Unflatten, nn.Flatten}
+    assert rest <= {nn.Sequential, nn.Unflatten, Images, nn.Flatten}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("cnn", (3, 32, 32)), ("cnn", (1, 28, 28)), ("scatternet_cnn", (243, 8, 8))]
+)
+def test_maxima_before_tanh_are_those_after_it(name, shape):
+    model = make_classifier(name, shape, 10).double()
+    layers = list(model)
+    for place in [number for number, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]:
+        layers[place], layers[place + 1] = layers[place + 1], layers[place]
+    published = nn.Sequential(*layers)
+    assert [type(layer) for layer in published] != [type(layer) for layer in model]
+    x, y = torch.randn(5, math.prod(shape), dtype=torch.float64), torch.arange(5)
+    for found, expected in zip(*(gradients_of(each, x, y) for each in (model, published)), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def gradients_of(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28)])
+def test_images_lie_channels_last_and_are_the_same(shape):
+    images, rows = Images(shape), torch.randn(5, math.prod(shape))
+    assert torch.equal(images(rows), rows.view(5, *shape))
+    assert images(rows).stride() == (math.prod(shape), 1, shape[0] * shape[2], shape[0])
+    images.channels_last = False
+    assert images(rows).is_contiguous()
 
 
 @pytest.mark.parametrize("pre_activation", [False, True])
