@@ -8,7 +8,6 @@ Both print test accuracy and time.
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import tyro
 from torch import nn
 from torch.nn import functional as F
 
+from scatterdp.config import LARGEST
 from scatterdp.datasets import load_dataset
 from scatterdp.errors import ConfigError
 from scatterdp.exits import exit_code
@@ -48,8 +48,8 @@ class Options:
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected an integer ≥ {least}")
         for name in ("lr", "target_epsilon"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name}={getattr(self, name)}: expected a finite number > 0")
+            if not 0 < getattr(self, name) <= LARGEST:
+                raise ConfigError(f"{name}={getattr(self, name)}: expected a number > 0 and ≤ {LARGEST:g}")
 
 
 class Net(nn.Module):
