@@ -10,9 +10,9 @@ removing an example moves it by at most C = ``max_grad_norm`` in L2, but for the
 | no examples | zeros, no norms |
 | gradient 0 | contributes 0 |
 | gradient with NaN or infinite entries | contributes 0; its reported norm is what it is (``nan`` or ``inf``) |
-| gradient at an output below 1e-30 after clipping (``ghost``, ``mixed_ghost``, ``linear``) | contributes 0 to matrices |
+| gradients at an output below 1e-30 after clipping, of all an example's copies (``ghost``, ``mixed_ghost``, ``linear``) | contribute 0 to matrices |
 | gradient whose norm an engine cannot compute (``linear``: ‖x‖² overflows double precision) | contributes 0, norm ``inf`` |
-| a bound C below 1e-20 | refused: squares of single precision vanish |
+| a bound C below 1e-15 | refused: squares of single precision vanish |
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Engine(Protocol):
             loss: per-example loss.
             x: inputs ``(b · copies, …)`` of one physical batch.
             y: ``(b · copies,)`` labels.
-            max_grad_norm: C ≥ 1e-20.
+            max_grad_norm: C ≥ 1e-15.
             clipping: which clipping function.
             squared_norms: ``(b,)`` of ``‖x‖²`` where the caller has them; engines without use ignore them.
             copies: rows in succession that are copies of one example, augmented each in its own way: the mean of their gradients is

@@ -16,7 +16,7 @@ from scatterdp.engines.clipping import Clipping, layer_factors
 from scatterdp.engines.contract import ClippedSum, PerExampleLoss
 from scatterdp.engines.modules import check_private
 from scatterdp.engines.precision import full_precision, in_single_precision
-from scatterdp.engines.rules import scaled
+from scatterdp.engines.rules import lengths, scaled
 
 
 def linear_engine(
@@ -62,13 +62,10 @@ def _clipped_sum(
     """Of loss gradients at the logits ``(b, classes)`` and inputs ``(b, D)``."""
     # Double precision: squares of tiny residuals must not vanish beside huge inputs.
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    squared_inputs = torch.full((len(x),), float("bias" in trainable), dtype=torch.float64, device=x.device)
+    of_inputs = torch.full((len(x),), float("bias" in trainable), dtype=torch.float64, device=x.device)
     if "weight" in trainable:
-        if squared_norms is None:
-            squared_inputs += torch.linalg.vector_norm(x, dim=1, dtype=torch.float64).square()
-        else:
-            squared_inputs += squared_norms
-    squares = residuals.double().square().sum(1) * squared_inputs
+        of_inputs = torch.hypot(of_inputs, lengths(x) if squared_norms is None else squared_norms.double().sqrt())
+    squares = (lengths(residuals) * of_inputs).square()
     (factors,), norms = layer_factors(squares[None], max_grad_norm, clipping)
     if not torch.isfinite(norms).all():
         # 0 · NaN is NaN: rows that may not count are replaced, not multiplied away.
@@ -79,7 +76,7 @@ def _clipped_sum(
     if "weight" in trainable:
         gradients["weight"] = weighted.t() @ x
     if "bias" in trainable:
-        gradients["bias"] = weighted.sum(0)
+        gradients["bias"] = weighted.sum(0, dtype=torch.float64).to(weighted.dtype)
     return ClippedSum(gradients, norms.to(residuals.dtype))
 
 

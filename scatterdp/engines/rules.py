@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scatterdp.engines.modules import own_parameters
+from scatterdp.engines.precision import RunningSums
 from scatterdp.heads.preconditioned_linear import PreconditionedLinear
 
 
@@ -53,6 +54,7 @@ class Rule(ABC):
     def __init__(self, module: Any, inputs: Tensor, gradients: Tensor, copies: int = 1) -> None:
         self.module, self.inputs, self.gradients, self.copies = module, inputs, gradients, copies
         self.trainable = {name for name, _ in own_parameters(module)}
+        self.dtype = gradients.dtype
         self._kept: dict[str, Tensor] | None = None
 
     @classmethod
@@ -63,7 +65,7 @@ class Rule(ABC):
     def measure(self, *, ghost: bool) -> None:
         """Fill :attr:`squares`, without per-example gradients or by keeping them: inputs and output gradients are then let go."""
         self.squares = self.squared_norms(ghost=ghost).double()
-        if not ghost:
+        if not ghost or self._kept is not None:
             del self.inputs, self.gradients
 
     def held(self) -> list[Tensor]:
@@ -83,14 +85,13 @@ class Rule(ABC):
         if self._kept is not None:
             kept = self._kept if finite.all() else {k: without(v, finite) for k, v in self._kept.items()}
             return weighted(kept, factors)
-        sums: dict[str, Tensor] = {}
+        sums = RunningSums()
         for examples, piece in self.pieces():
             if not finite[examples].all():
                 rows = self._of_rows(finite[examples])
                 piece.inputs, piece.gradients = (without(t, rows) for t in (piece.inputs, piece.gradients))
-            for name, value in piece.weighted_sum(self._of_rows(factors[examples])).items():
-                sums[name] = sums[name].add_(value) if name in sums else value
-        return sums
+            sums.add(piece.weighted_sum(self._of_rows(factors[examples])))
+        return sums.rounded()
 
     def pieces(self) -> Iterator[tuple[slice, Self]]:
         """Some examples' rule at a time, and which they are, so that what is worked out on the way stays small."""
@@ -139,9 +140,9 @@ class Rule(ABC):
         """Whether norms are cheaper without the gradients."""
         return False
 
-    @abstractmethod
     def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
         """Sums over rows of ``factors`` ``(b · copies,)`` times their gradients, by the parameter's name in the module."""
+        return weighted(self.per_example(), factors[:: self.copies])  # copies first: they may cancel
 
 
 def even(total: int, most: int) -> int:
@@ -221,17 +222,13 @@ def _squares_of_products(
     """
     if v.dtype in (torch.float16, torch.bfloat16):
         u, v = u.float(), v.float()
+    if v.dtype == torch.float64:
+        return _squares_of_exact_products(inner_products, u, v, numbers=numbers, depth=depth, positions=positions)
     size = max(1, _numbers_at_once(v.device) // numbers)
     pieces = [inner_products(*piece) for piece in zip(u.split(size), v.split(size), strict=True)]
     products, *squares = (torch.cat(column).double() for column in zip(*pieces, strict=True))
     largest = squares[0] * squares[1]
     exactly = _rounding_of_sum(depth, v.device, torch.float64)
-    if v.dtype == torch.float64:
-        products += exactly * largest
-        return (
-            _from_above(products, largest, _rounding_of_sum(positions, v.device, torch.float64)),
-            torch.zeros_like(products, dtype=torch.bool),
-        )
     left = _CANCELLED if depth > _SHORT else 2 * _CANCELLED
     precise = (products > left * largest) & products.isfinite()  # false for NaN
     for square in (*squares, largest):
@@ -249,6 +246,35 @@ def _squares_of_products(
         max(_ROUNDING, _rounding_of_sum(positions, v.device)),
     )
     return _from_above(products, largest, rounding), apart
+
+
+def _squares_of_exact_products(
+    inner_products: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
+    u: Tensor,
+    v: Tensor,
+    *,
+    numbers: int,
+    depth: int,
+    positions: int,
+) -> tuple[Tensor, Tensor]:
+    """The same of double precision: nothing more exact is at hand, so that no example is summed apart; its squares may vanish, unless scaled."""
+    (u, of_u), (v, of_v) = _in_units(u), _in_units(v)
+    size = max(1, _numbers_at_once(v.device) // numbers)
+    pieces = [inner_products(*piece) for piece in zip(u.split(size), v.split(size), strict=True)]
+    products, *squares = (torch.cat(column) for column in zip(*pieces, strict=True))
+    largest = squares[0] * squares[1]
+    products += _rounding_of_sum(depth, v.device, torch.float64) * largest
+    found = _from_above(products, largest, _rounding_of_sum(positions, v.device, torch.float64))
+    return found * (of_u * of_v).square(), torch.zeros_like(found, dtype=torch.bool)
+
+
+def lengths(values: Tensor) -> Tensor:
+    """``(b, …, n) -> (b, …)``, L2 norms in double precision, of double precision without loss of what its squares lose."""
+    if values.dtype != torch.float64 or values.shape[-1] == 0:
+        return torch.linalg.vector_norm(values, dim=-1, dtype=torch.float64)
+    unit = values.abs().amax(-1)
+    unit = torch.where(unit == 0, 1.0, unit)
+    return torch.linalg.vector_norm(values / unit.unsqueeze(-1), dim=-1) * unit
 
 
 def _rounding_of_sum(terms: int, device: torch.device, precision: torch.dtype = torch.float32) -> float:
@@ -274,28 +300,21 @@ def _from_above(squares: Tensor, largest: Tensor, rounding: Tensor | float) -> T
     return (squares.clamp(min=0).sqrt() + rounding * largest.sqrt()).square()
 
 
-def _in_units(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Values divided by each example's largest, and the largest ``(b,)`` in double precision."""
+def _in_units(values: Tensor, copies: int = 1) -> tuple[Tensor, Tensor]:
+    """Rows divided by the largest number of their example's, and that ``(b · copies,)`` in double precision."""
     unit = values.abs().flatten(1).amax(1) if values.numel() else values.new_ones(len(values))
+    if copies > 1:
+        unit = unit.unflatten(0, (-1, copies)).amax(1).repeat_interleave(copies)
     unit = torch.where(unit == 0, torch.ones_like(unit), unit)
     return values / unit.view(-1, *[1] * (values.ndim - 1)), unit.double()
 
 
-def scaled(values: Tensor, factors: Tensor) -> Tensor:
-    """Values times a factor for each row; zeros where all of a row's are then below 1e-30."""
-    values, unit = _in_units(values)  # a factor may be too small for single precision where its product is not
+def scaled(values: Tensor, factors: Tensor, copies: int = 1) -> Tensor:
+    """Values times a factor for each row; zeros where all of an example's are then below 1e-30: its copies may cancel, so all go or none."""
+    values, unit = _in_units(values, copies)  # a factor may be too small for single precision where its product is not
     units = factors * unit
     units = torch.where(units < _SMALLEST, 0, units)  # near the end of single precision rounding could exceed the bound
     return values * units.to(values.dtype).view(-1, *[1] * (values.ndim - 1))
-
-
-def _bias_sum(gradients: Tensor, positions: range, factors: Tensor, copies: int) -> Tensor:
-    """Sums over rows and axes of positions in double precision, as the norms are: what nearly cancels over positions must not round.
-
-    An example's copies first: they may cancel, too, and would make others' vanish.
-    """
-    sums = gradients.sum(tuple(positions), dtype=torch.float64) if positions else gradients.double()
-    return (factors.double()[::copies] @ sums.unflatten(0, (-1, copies)).sum(1)).to(gradients.dtype)
 
 
 class Known(Rule):
@@ -318,24 +337,44 @@ class Known(Rule):
     def per_row(self) -> dict[str, Tensor]:
         return self._given
 
-    def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
-        return weighted(self._given, factors)
-
 
 class MatrixRule(Rule):
-    """A layer that is a matrix product: subclasses say how inputs and output gradients are laid out."""
+    """A layer that is a matrix product: subclasses say how inputs and output gradients are laid out.
 
-    _apart: Tensor | None = None  # (b,) examples that are summed apart from others, in double precision
+    Biases' gradients are no larger than the outputs' and are always kept: what nearly cancels over positions and copies must be the same numbers in norm
+    and sum. :meth:`weighted_sum` is of the weights.
+    """
+
+    _apart: Tensor | None = None  # (b,) examples whose weights are summed apart from others', in double precision
+    _biases: Tensor | None = None  # (b, P)
 
     def clipped_sum(self, factors: Tensor, finite: Tensor) -> dict[str, Tensor]:
+        if self._kept is not None:
+            return super().clipped_sum(factors, finite)
+        sums = self._weights_sum(factors, finite) if "weight" in self.trainable else {}
+        if self._biases is not None:
+            biases = self._biases if finite.all() else without(self._biases, finite)
+            sums["bias"] = (factors.double() @ biases).to(self.dtype)
+        return sums
+
+    def _weights_sum(self, factors: Tensor, finite: Tensor) -> dict[str, Tensor]:
         if self._apart is None or not (apart := self._apart & finite).any():
             return super().clipped_sum(factors, finite)
         sums = super().clipped_sum(torch.where(apart, 0.0, factors), finite)
         rows = self._of_rows(apart)
         exact = type(self)(self.module, self.inputs[rows].double(), self.gradients[rows].double(), self.copies)
-        for name, value in exact.clipped_sum(factors[apart], finite[apart]).items():
-            sums[name] += value
+        sums["weight"] += exact._weights_sum(factors[apart], finite[apart])["weight"]
         return sums
+
+    def bias_gradients(self) -> Tensor:
+        """``(b, P)`` in double precision."""
+        positions = self.position_axes()
+        rows = self.gradients.sum(positions, dtype=torch.float64) if positions else self.gradients.double()
+        return rows.unflatten(0, (-1, self.copies)).sum(1)
+
+    @abstractmethod
+    def position_axes(self) -> tuple[int, ...]:
+        """The axes of output gradients that are neither examples nor outputs."""
 
     @abstractmethod
     def layout(self) -> tuple[Tensor, Tensor]:
@@ -367,7 +406,7 @@ class MatrixRule(Rule):
         total = torch.zeros(len(u), dtype=torch.float64, device=u.device)
         if "weight" in self.trainable:
             if u.shape[3] == 1:
-                total += (u.double().square().sum((2, 3)) * v.double().square().sum((2, 3))).sum(1)
+                total += (lengths(u[..., 0]) * lengths(v[..., 0])).square().sum(1)
             else:
                 numbers = u[0].numel() + 2 * u.shape[1] * u.shape[3] ** 2
                 depth = u.shape[1] + u.shape[2] + v.shape[2]
@@ -375,9 +414,13 @@ class MatrixRule(Rule):
                     _products, u, v, numbers=numbers, depth=depth, positions=u.shape[3]
                 )
                 total += squares
-        if "bias" in self.trainable:
-            total += v.sum(3, dtype=torch.float64).square().sum((1, 2))
-        return total
+        return total + self._bias_squares()
+
+    def _bias_squares(self) -> Tensor | float:
+        if "bias" not in self.trainable:
+            return 0.0
+        self._biases = self.bias_gradients()
+        return self._biases.square().sum(1)
 
 
 def _products(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -397,14 +440,12 @@ class LinearRule(MatrixRule):
         positions = self.inputs[0].numel() // max(1, self.inputs.shape[-1]) if len(self.inputs) else 1
         return positions, self.inputs.shape[-1], self.gradients.shape[-1]
 
+    def position_axes(self) -> tuple[int, ...]:
+        return tuple(range(1, self.gradients.ndim - 1))
+
     def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
-        v = scaled(self.gradients, factors).flatten(0, -2)
-        sums: dict[str, Tensor] = {}
-        if "weight" in self.trainable:
-            sums["weight"] = v.t() @ self.inputs.flatten(0, -2)
-        if "bias" in self.trainable:
-            sums["bias"] = _bias_sum(self.gradients, range(1, self.gradients.ndim - 1), factors, self.copies)
-        return sums
+        v = scaled(self.gradients, factors, self.copies).flatten(0, -2)
+        return {"weight": v.t() @ self.inputs.flatten(0, -2)}
 
 
 class PreconditionedLinearRule(LinearRule):
@@ -423,7 +464,6 @@ class ConvolutionRule(MatrixRule):
     """``nn.Conv1d``, ``nn.Conv2d``, ``nn.Conv3d`` with stride, padding, dilation and groups."""
 
     _places: Tensor | None = None
-    _biases: Tensor | None = None
 
     def layout(self) -> tuple[Tensor, Tensor]:
         module, a = self.module, padded(self.module, self.inputs)
@@ -449,34 +489,27 @@ class ConvolutionRule(MatrixRule):
         if "weight" in self.trainable:
             gradients["weight"] = self._weight_gradients().permute(1, 3, 2, 0).reshape(-1, *self.module.weight.shape)
         if "bias" in self.trainable:
-            gradients["bias"] = self._bias_gradients()
+            gradients["bias"] = self.bias_gradients().to(self.dtype)
         return gradients
 
     def squared_norms(self, *, ghost: bool) -> Tensor:
         if ghost or not (self._is_plain and self.module.stride == (1, 1) and "weight" in self.trainable):
             return super().squared_norms(ghost=ghost)
         self._places = self._weight_gradients()
-        total = _squares_of(self._places.flatten(0, 1)).view(self._places.shape[:2]).sum(0)
-        if "bias" in self.trainable:
-            self._biases = self._bias_gradients()
-            total += _squares_of(self._biases)
-        return total
+        return _squares_of(self._places.flatten(0, 1)).view(self._places.shape[:2]).sum(0) + self._bias_squares()
 
-    def clipped_sum(self, factors: Tensor, finite: Tensor) -> dict[str, Tensor]:
+    def _weights_sum(self, factors: Tensor, finite: Tensor) -> dict[str, Tensor]:
         if self._places is None:
-            return super().clipped_sum(factors, finite)
-        places, biases = self._places, self._biases
+            return super()._weights_sum(factors, finite)
+        places = self._places
         if not finite.all():
             places = without(places.transpose(0, 1), finite).transpose(0, 1)
-            biases = None if biases is None else without(biases, finite)
         row = factors.to(places.dtype)
         products = torch.stack([(row @ place.flatten(1)).view(place.shape[1:]) for place in places])
-        sums = {"weight": products.permute(2, 1, 0).reshape(self.module.weight.shape)}
-        return sums if biases is None else {**sums, "bias": row @ biases}
+        return {"weight": products.permute(2, 1, 0).reshape(self.module.weight.shape)}
 
-    def _bias_gradients(self) -> Tensor:
-        """``(b, P)``."""
-        return self.gradients.sum((2, 3)).unflatten(0, (-1, self.copies)).sum(1)
+    def position_axes(self) -> tuple[int, ...]:
+        return tuple(range(2, self.gradients.ndim))
 
     def _weight_gradients(self) -> Tensor:
         """``(k², b, C, P)``: for each place in the kernel one batch of matrix products."""
@@ -515,9 +548,7 @@ class ConvolutionRule(MatrixRule):
             depth=self.inputs.shape[1] + math.prod(self.module.kernel_size) + self.gradients.shape[1],
             positions=self.gradients.shape[2:].numel(),
         )
-        if "bias" in self.trainable:
-            total = total + self.gradients.flatten(2).sum(2, dtype=torch.float64).square().sum(1)
-        return total
+        return total + self._bias_squares()
 
     @property
     def _few_pixels(self) -> bool:
@@ -573,26 +604,22 @@ class ConvolutionRule(MatrixRule):
 
     def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
         module = self.module
-        v = scaled(self.gradients, factors)
-        sums: dict[str, Tensor] = {}
-        if "weight" in self.trainable:
-            a, padding = with_zeros_to_add(module, self.inputs)
-            sums["weight"] = torch.ops.aten.convolution_backward(
-                _dense(v),
-                _dense(a),
-                module.weight.detach().to(v.dtype),
-                None,
-                module.stride,
-                padding,
-                module.dilation,
-                False,
-                (0,) * len(padding),
-                module.groups,
-                (False, True, False),
-            )[1]
-        if "bias" in self.trainable:
-            sums["bias"] = _bias_sum(self.gradients, range(2, self.gradients.ndim), factors, self.copies)
-        return sums
+        v = scaled(self.gradients, factors, self.copies)
+        a, padding = with_zeros_to_add(module, self.inputs)
+        gradients = torch.ops.aten.convolution_backward(
+            _dense(v),
+            _dense(a),
+            module.weight.detach().to(v.dtype),
+            None,
+            module.stride,
+            padding,
+            module.dilation,
+            False,
+            (0,) * len(padding),
+            module.groups,
+            (False, True, False),
+        )
+        return {"weight": gradients[1]}
 
 
 def _dense(values: Tensor) -> Tensor:
@@ -621,7 +648,13 @@ def padded(module: Any, inputs: Tensor) -> Tensor:
 
 
 class NormalizationRule(Rule):
-    """A normalisation with scale and shift: ``weight · x̂ + bias``; subclasses compute x̂ and say which axes are summed."""
+    """A normalisation with scale and shift: ``weight · x̂ + bias``; subclasses compute x̂ and say which axes are summed.
+
+    Its gradients are always kept: computed again for the sum, in other pieces, they might round otherwise than in the norms.
+    """
+
+    def squared_norms(self, *, ghost: bool) -> Tensor:
+        return super().squared_norms(ghost=False)
 
     def per_row(self) -> dict[str, Tensor]:
         gradients: dict[str, Tensor] = {}
@@ -630,9 +663,6 @@ class NormalizationRule(Rule):
         if "bias" in self.trainable:
             gradients["bias"] = self._summed(self.gradients)
         return gradients
-
-    def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
-        return weighted(self.per_example(), factors[:: self.copies])  # copies first: they may cancel
 
     @abstractmethod
     def normalized(self) -> Tensor:

@@ -117,7 +117,10 @@ def private_gradient(
         key: of the batch and, bound to the sums, of the noise.
         processes: which hold all rows together.
     """
-    sums = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    sums = {
+        name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()
+    }  # engines.precision says why
     first, stop = part_of(plan.num_examples, processes.rank, processes.size)
     for piece in rows.pieces(plan.selection().indices(step, key, first=first, stop=stop), step=step):
         clipped = engine(
@@ -133,6 +136,7 @@ def private_gradient(
         for name, gradient in clipped.gradients.items():
             sums[name] += gradient
     processes.add_up(list(sums.values()))
+    sums = {name: total.to(parameters[name].dtype) for name, total in sums.items()}
     noise_key = bound_to_sums(key, *sums.values())
     for name, total in sums.items():
         total += gaussian_noise(

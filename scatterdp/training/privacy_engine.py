@@ -33,7 +33,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from scatterdp.engines.apart import check_by_example, made_up
 from scatterdp.engines.bookkeeping import Recorder, by_the_shapes, clip, everywhere
 from scatterdp.engines.clipping import Clipping
-from scatterdp.engines.precision import in_single_precision
+from scatterdp.engines.precision import RunningSums, in_single_precision
 from scatterdp.errors import ConfigError, UserError
 from scatterdp.heads.weights import tensors_digest
 from scatterdp.privacy.accounting import Accountant
@@ -168,7 +168,7 @@ class PrivacyEngine:
         )
         for _, layer in self._recorder.layers:
             _served.add(layer)
-        self._sums: dict[str, Tensor] = {}
+        self._sums = RunningSums()
         self._expected: tuple[int, bool] | None = None  # rows of the piece that is out, and whether it is the last
         self._counted = True  # false while a piece is being added, and for good if that fails half-way
         self._latest: object = None  # what the latest call of batches() is known by
@@ -190,7 +190,7 @@ class PrivacyEngine:
         if not _is_whole(physical_batch_size) or physical_batch_size < 1:
             raise ConfigError(f"physical_batch_size={physical_batch_size}: expected a whole number ≥ 1")
         this = self._latest = object()
-        self._sums, self._expected, self._counted = {}, None, True
+        self._sums, self._expected, self._counted = RunningSums(), None, True
         selection = self.plan.selection()
         for step in range(self.steps_taken, selection.steps):
             pieces = torch.from_numpy(selection.indices(step, self._key)).split(physical_batch_size)
@@ -359,17 +359,18 @@ class PrivacyEngine:
         use_ghost = by_the_shapes if self.plan.engine == "mixed_ghost" else everywhere
         rules = self._recorder.rules(losses, use_ghost=use_ghost) if len(losses) else self._recorder.rules_of_nothing()
         clipped = clip(rules, len(losses), max_grad_norm=self.plan.max_grad_norm, clipping=self.plan.clipping)
-        self._sums = {
-            name: self._sums[name] + value if name in self._sums else value for name, value in clipped.gradients.items()
-        }
+        self._sums.add(clipped.gradients)
         self._counted = True
 
     @torch.no_grad()
     def _release(self) -> None:
         self._check_steps_left()
         # Spent before anything is released: interrupted half-way, the step is counted and cannot be taken again.
-        step, sums = self.steps_taken, self._sums
-        self._sums, self.steps_taken = {}, step + 1  # in this order: sums that stayed would be in the next step again
+        step, sums = self.steps_taken, self._sums.rounded()
+        self._sums, self.steps_taken = (
+            RunningSums(),
+            step + 1,
+        )  # in this order: sums that stayed would be in the next step again
         key = bound_to_sums(self._key, *(sums[name] for name in sorted(sums)))
         for name, parameter in self.model.named_parameters():
             if not parameter.requires_grad:

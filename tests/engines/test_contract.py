@@ -60,7 +60,7 @@ def test_clip_factors_of_a_scalar_and_of_nothing():
 
 @pytest.mark.parametrize("bound", [0, 0.0, -1.0, -math.inf, math.nan])
 def test_bound_must_be_positive(bound):
-    with pytest.raises(ValueError, match=rf"^max_grad_norm={bound}: expected a number ≥ 1e-20$"):
+    with pytest.raises(ValueError, match=rf"^max_grad_norm={bound}: expected a number ≥ 1e-15$"):
         clip_factors(torch.ones(1), bound)
 
 
@@ -73,7 +73,7 @@ def test_an_infinite_bound_clips_nothing():
 @pytest.mark.parametrize("bound", [0.0, -1.0, math.nan])
 def test_engines_refuse_a_bound_that_is_not_positive(engine, size, bound):
     x, y = torch.ones(size, 4), torch.zeros(size, dtype=torch.int64)
-    with pytest.raises(ValueError, match=rf"max_grad_norm={bound}: expected a number ≥ 1e-20"):
+    with pytest.raises(ValueError, match=rf"max_grad_norm={bound}: expected a number ≥ 1e-15"):
         ENGINES[engine](nn.Linear(4, 2), cross_entropy, x, y, max_grad_norm=bound)
 
 
