@@ -1,13 +1,18 @@
 """Does a model keep examples apart? Tried on made-up inputs before private ones pass through it.
 
-**What is found.** Per-example gradients of five different rows, with a loss that is not linear in the outputs, as the book-keeping engines compute them from
-one pass, against those of each row alone: operations that mix examples (batch means, rolls, attention over the wrong axis), whether or not gradients pass
-through them, and weights that are used outside their layer. Then once more with one row a million times larger, and its loss as well, as an attacker's might
-be, so that a share of 1e-8 of a batch mean is enough. Weights that are all zero, behind which nothing would be seen, are random in both. And a forward pass
-that writes to parameters or buffers.
+**What is found.** Outputs of five different rows against those of each row alone, and so their per-example gradients, with a loss that is not linear in the
+outputs, as the book-keeping engines compute them from one pass: operations that mix examples (batch means, rolls, attention over the wrong axis), whether or
+not gradients pass through them, and weights that are used outside their layer. Then once more with one row a million times larger, and its loss as well, as
+an attacker's might be. A billionth of the outputs, or of a gradient, is enough to be seen; a thousandth where the model itself computes in single precision.
+Weights that are all zero, behind which nothing would be seen, are random in both. And a forward pass that writes to parameters or buffers.
 
-**What is not.** Mixing that begins at more than five rows, at certain values or later (by attributes of the model's own, or a gate that is zero in a buffer or
-in part of a parameter), and what is done to outputs after the model.
+**What is not.** Mixing
+
+- that begins at more than five rows or at other numbers of rows than five, at certain values, in certain precisions or under autocast, or later (by attributes
+  of the model's own, hooks that are added, or a gate that is zero in a buffer or in part of a parameter);
+- by what the model is given besides tensors as long as the batch, and what of the examples is in that: another tensor, a tuple, an object;
+- of inputs before the model (``model(x - x.mean(0))``), or of outputs after it;
+- by chance: nn.Dropout, StochasticDepth and DropPath, by their names, are switched off.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from scatterdp.engines.modules import GENERAL, check_private, check_unchanged, versions_of
@@ -27,10 +33,16 @@ from scatterdp.engines.strategies import per_example_gradients
 from scatterdp.errors import UserError
 
 ROWS = 5
-_TOLERANCE = 1e-3  # of a parameter's largest gradient
+# Of an output's, or a parameter's gradient's, largest number: rounding is far less, in double precision and in single.
+_TOLERANCE = {True: 1e-9, False: 1e-3}
+_NEGLIGIBLE = (
+    1e-4  # of all outputs', or gradients', largest number: of what is smaller the difference may be rounding alone
+)
+_LEAST = 1e-6
 _LARGE = 1e6
 # Of somebody's forward pass.
 _FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _BRANCH_DROPOUTS = (
     "StochasticDepth",
     "DropPath",
@@ -54,12 +66,12 @@ def check_by_example(model: nn.Module, *inputs: Any, **named: Any) -> None:
     if tried is not None:
         try:
             # Behind ReLU and normalisations single precision may be far off where the gradient is 0.
-            _check(tried.double(), *tree_map(_in_double, (inputs, named)), negligible=0.0)
+            _check(tried.double(), *tree_map(_in_double, (inputs, named)))
             return
         except _FAILURES:  # a precision written into the forward pass, a device without double precision
             tried = _copy_without_zeros(model)
     try:
-        _check(model if tried is None else tried, inputs, named, negligible=1e-4)
+        _check(model if tried is None else tried, inputs, named)
     except _FAILURES as error:
         raise UserError(
             f"model: fails on {ROWS} made-up rows of the shapes that it is called with ({error}), on which it is tried first; the first axis of "
@@ -111,7 +123,7 @@ def _in_double(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def _check(model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], *, negligible: float) -> None:
+def _check(model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
     examples = len(_of_examples((inputs, named)))
 
     def with_a_large_one(value: Any) -> Any:
@@ -119,27 +131,27 @@ def _check(model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], *, 
             return value
         return torch.cat([_LARGE * value[:1], value[1:]])
 
-    before = versions_of(model)
-    _compare(model, inputs, named, first=0, negligible=negligible)
-    # Its own gradients may be anything; the others' may not change.
-    _compare(model, *tree_map(with_a_large_one, (inputs, named)), first=1, negligible=negligible)
-    check_unchanged(model, before)
+    _compare(model, inputs, named, first=0)
+    # Its own numbers may be anything; the others' may not change.
+    _compare(model, *tree_map(with_a_large_one, (inputs, named)), first=1)
 
 
-def _compare(
-    model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], *, first: int, negligible: float
-) -> None:
-    """Refuse a model whose gradients of the rows from ``first`` on are not those of each alone; ``negligible``: what share of the largest is rounding."""
+def _compare(model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], *, first: int) -> None:
+    """Refuse a model whose outputs or gradients of the rows from ``first`` on are not those of each alone."""
     given = _of_examples((inputs, named))
     rows = torch.arange(len(given), device=given.device)
     devices = [given.device] if given.is_cuda else []
+    before = versions_of(model)
     with _of_rows(model, inputs, named), _without_dropout(model), torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)
         with torch.no_grad():
-            outputs = _flat(model(rows))
+            with _Precision() as precision:
+                outputs = _flat(model(rows))
             if len(outputs) != len(rows):
                 raise _no_rows(f"{len(outputs)} rows for {len(rows)} examples")
-            _check_one(model, rows[:1])
+            one_by_one = torch.cat([_one(model, row) for row in rows.split(1)])
+        check_unchanged(model, before)
+        _check_alike("its outputs", outputs[first:], one_by_one[first:], exact=precision.is_double, least=0.0)
         with full_precision(outputs.device):
             weights = torch.randn(outputs.shape, dtype=outputs.dtype).to(outputs.device)
             weights[:first] *= _LARGE
@@ -151,24 +163,47 @@ def _compare(
             ours, alone = (
                 per_example_gradients(model, loss, rows, rows, strategy=strategy) for strategy in ("unfold", "loop")
             )
-    largest = {name: gradient[first:].abs().max().item() for name, gradient in alone.items()}
-    least = max(1e-6, negligible * max(largest.values(), default=0.0))
+    check_unchanged(model, before)
+    least = max((gradient[first:].abs().max().item() for gradient in alone.values()), default=0.0)
     for name, gradient in alone.items():
-        if not (ours[name] - gradient)[first:].abs().max().item() <= _TOLERANCE * max(largest[name], least):
-            raise UserError(
-                f"model: its per-example gradients are not those of its examples alone (seen at {name}): something mixes examples, draws at "
-                "random otherwise than by nn.Dropout, or uses a weight outside its layer; keep examples apart, or "
-                f"{GENERAL}"
-            )
+        _check_alike(name, ours[name][first:], gradient[first:], exact=precision.is_double, least=_NEGLIGIBLE * least)
 
 
-def _check_one(model: nn.Module, row: Tensor) -> None:
+def _check_alike(what: str, together: Tensor, alone: Tensor, *, exact: bool, least: float) -> None:
+    """Refuse a model that gives rows other numbers together than alone; ``least``: what numbers of less are taken for."""
+    if not alone.numel():
+        return
+    difference = torch.where(together == alone, 0.0, (together - alone).abs())  # the same infinity is the same
+    if not difference.max().item() <= _TOLERANCE[exact] * max(alone.abs().max().item(), least, _LEAST):
+        raise UserError(
+            f"model: what it gives examples together is not what it gives them alone (seen at {what}): something mixes examples, draws at "
+            "random otherwise than by nn.Dropout, or uses a weight outside its layer; keep examples apart, or "
+            f"{GENERAL}"
+        )
+
+
+class _Precision(TorchDispatchMode):
+    """Notes within it whether everything is computed in double precision."""
+
+    is_double = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor) and value.is_floating_point() and value.ndim and value.dtype != torch.float64:
+                self.is_double = False
+        return result
+
+
+def _one(model: nn.Module, row: Tensor) -> Tensor:
+    """The answer ``(1, …)`` for one row."""
     try:
-        model(row)
+        answer = model(row)
     except Exception as error:  # whatever somebody's forward pass raises: it is told, and refuses the model
         raise UserError(
             f"model: cannot compute one example alone ({error}); a gradient of each is what gets clipped, so let it take batches of one"
         ) from error
+    return _flat(answer)
 
 
 @contextmanager
@@ -207,19 +242,19 @@ def _no_rows(answer: str) -> UserError:
 
 @contextmanager
 def _without_dropout(model: nn.Module) -> Iterator[None]:
+    # Of the modules' own flags only: what a branch holds stays as it is.
     dropouts = [
         module
         for module in model.modules()
-        if module.training
-        and (isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ in _BRANCH_DROPOUTS)
+        if module.training and (type(module) in _DROPOUTS or type(module).__name__ in _BRANCH_DROPOUTS)
     ]
     for module in dropouts:
-        module.eval()
+        module.training = False
     try:
         yield
     finally:
         for module in dropouts:
-            module.train()
+            module.training = True
 
 
 def _of_examples(given: Any) -> Tensor:

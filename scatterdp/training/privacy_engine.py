@@ -25,6 +25,7 @@ from types import MethodType
 from typing import Any, Literal, get_args
 from weakref import WeakSet
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -46,6 +47,7 @@ from scatterdp.training.plan import TrainingPlan
 
 BookKeeping = Literal["mixed_ghost", "ghost"]
 _FEW = 16
+_FEW_NUMBERS = 4
 _served: WeakSet[nn.Module] = WeakSet()  # layers that an engine looks at
 
 
@@ -60,8 +62,8 @@ class PrivacyEngine:
     The forward pass is the user's: losses are of one call of the model itself, and may take nothing from its weights otherwise (a penalty), which
     is refused. Passes under ``torch.no_grad()`` may come in between. What the model is called with is tried on made-up rows of its shape first, again
     whenever modules change between training and evaluation, or arguments change in anything but the numbers of large tensors and examples (tensors as long as the
-    batch are taken for examples'), and a model that mixes examples is refused; what begins at more than five rows, by attributes of the model's own or in
-    hooks that are added later, or is done to outputs after the model, is not found (:mod:`scatterdp.engines.apart`).
+    batch are taken for examples', lists and arrays of that length are refused), and a model that mixes examples is refused. What no trial can find is listed
+    in :mod:`scatterdp.engines.apart`: mixing of inputs before the model or of outputs after it, for one.
 
     Args:
         model: its trainable layers must be of :data:`scatterdp.engines.rules.RULES`.
@@ -302,6 +304,7 @@ class PrivacyEngine:
             return
         values, structure = tree_flatten((inputs, named))
         rows = self._rows_of(values)
+        _check_no_list_of_examples((inputs, named), rows)
         arguments = (_as_seen(value, rows) for value in values)
         manner = hash((str(structure), *arguments, *(module.training for module in model.modules())))
         if manner in self._checked:
@@ -386,6 +389,21 @@ class PrivacyEngine:
                 device=parameter.device,
             )
             parameter.grad = (sums[name] + noise) / self.plan.batch_size
+
+
+def _check_no_list_of_examples(given: Any, rows: int) -> None:
+    """Refuse lists and arrays as long as the batch: nothing is made up for those, so they would be tried as what all examples share."""
+    for value in tree_leaves(given, is_leaf=lambda value: isinstance(value, list)):
+        if isinstance(value, list):
+            # Sides and strides are lists of numbers, too, of up to four.
+            of_examples = len(value) == rows > _FEW_NUMBERS and all(isinstance(entry, Real) for entry in value)
+        else:
+            of_examples = isinstance(value, np.ndarray) and value.shape[:1] == (rows,)
+        if of_examples:
+            raise UserError(
+                f"model: is called with {'a list' if isinstance(value, list) else 'an array'} of {rows}, as many as the batch has examples, and what "
+                "it does with examples in those cannot be tried; give it a tensor"
+            )
 
 
 def _as_seen(value: Any, rows: int) -> tuple[Any, ...]:

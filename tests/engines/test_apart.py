@@ -17,7 +17,7 @@ from scatterdp.errors import UserError
 
 ROWS_OF_12 = torch.randn(ROWS, 12, generator=torch.Generator().manual_seed(0))
 IMAGES = torch.randn(ROWS, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-MIXES = r"^model: its per-example gradients are not those of its examples alone \(seen at "
+MIXES = r"^model: what it gives examples together is not what it gives them alone \(seen at "
 
 
 class Then(nn.Module):
@@ -41,6 +41,7 @@ MIXING: dict[str, Callable[[Tensor], Any]] = {
     "in one of several outputs": lambda o: (o, {"second": o.cumsum(0)}),
     "a ten-millionth of a mean": lambda o: o + 1e-7 * o.mean(0),
     "a millionth of a mean of bounded numbers": lambda o: torch.tanh(o) + 1e-6 * torch.tanh(o).mean(0),
+    "a millionth of the largest, bounded, that no gradient passes": lambda o: o + 1e-6 * torch.tanh(o.detach()).amax(0),
     "a hundredth of the largest, that no gradient passes": lambda o: torch.tanh(o + 0.01 * o.detach().amax(0)),
 }
 
@@ -49,6 +50,56 @@ MIXING: dict[str, Callable[[Tensor], Any]] = {
 def test_mixing_is_found(name):
     with pytest.raises(UserError, match=MIXES):
         check_by_example(Then(MIXING[name]), ROWS_OF_12)
+
+
+@pytest.mark.parametrize("deviation", [1e-2, 1e-5, 1e-9])
+def test_mixing_is_found_where_outputs_begin_small(deviation):
+    model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), Then(lambda o: o - o.mean(0).detach()))
+    model[2].linear = nn.Linear(16, 4, bias=False)
+    nn.init.normal_(model[2].linear.weight, std=deviation)
+    with pytest.raises(UserError, match=MIXES):
+        check_by_example(model, ROWS_OF_12)
+
+
+def test_a_model_that_computes_partly_in_single_precision_may_round():
+    for then in (lambda o: o.float().softmax(1).to(o.dtype), lambda o: F.layer_norm(o.float(), (4,)).to(o.dtype)):
+        check_by_example(Then(then), ROWS_OF_12)
+    with pytest.raises(UserError, match=MIXES):
+        check_by_example(Then(lambda o: o.float().softmax(0).to(o.dtype)), ROWS_OF_12)
+
+
+def test_infinite_outputs_are_the_same_together_and_alone():
+    def masked(o: Tensor) -> Tensor:
+        return (o + torch.tensor([0.0, 0.0, 0.0, -torch.inf])).softmax(1)
+
+    check_by_example(Then(masked), ROWS_OF_12)
+
+
+class DropPath(nn.Module):
+    """What is inside goes missing, by chance."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inside(x) * (float(torch.rand(()) < 0.5) if self.training else 1)
+
+
+def test_what_a_dropped_branch_holds_stays_as_it_is():
+    model = nn.Sequential(DropPath(nn.BatchNorm1d(12).eval()), nn.Linear(12, 3))
+    model.lock = threading.Lock()  # so that the model itself is tried
+    check_by_example(model, ROWS_OF_12)
+    assert [module.training for module in model.modules()] == [True, True, False, True]
+
+
+def test_what_mixes_inside_a_dropped_branch_is_found():
+    class Centres(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - x.mean(0) if self.training else x
+
+    with pytest.raises(UserError, match=MIXES):
+        check_by_example(nn.Sequential(DropPath(Centres()), nn.Linear(12, 3)), ROWS_OF_12)
 
 
 def test_a_model_that_keeps_its_activations_is_copied_all_the_same():

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from scatterdp.engines import ENGINES, bookkeeping, loop_engine, rules
 from scatterdp.engines.arrival import visit_gradients
-from scatterdp.engines.bookkeeping import Recorder, by_the_shapes, clip
+from scatterdp.engines.bookkeeping import Recorder, by_the_shapes, clip, everywhere
 from scatterdp.errors import UserError
 
 BOOK_KEEPING = ("ghost", "mixed_ghost")
@@ -315,3 +315,15 @@ def test_what_changes_in_the_backward_pass_is_refused(model, engine):
     x, y = torch.randn(1, 20), torch.tensor([1])
     with pytest.raises(UserError, match="is changed in place in the backward pass; change a copy"):
         ENGINES[engine](model, cross_entropy, x, y, max_grad_norm=1.0)
+
+
+@pytest.mark.parametrize("use_ghost", [everywhere, by_the_shapes])
+def test_a_normalisation_is_not_computed_again_for_the_sum(use_ghost, monkeypatch):
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(64, 3))
+    x, y = torch.randn(5, 2, 6, 6), torch.arange(5) % 3
+    expected = loop_engine(model, cross_entropy, x, y, max_grad_norm=0.1).gradients
+    measured = bookkeeping.backward(model, cross_entropy, x, y, use_ghost=use_ghost)
+    monkeypatch.delattr(rules.GroupNormRule, "normalized")
+    found = clip(measured, 5, max_grad_norm=0.1, clipping="flat").gradients
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-5)

@@ -98,3 +98,47 @@ def test_the_mixed_rule_counts_copies_as_positions():
     together, *_ = decisions(model, cross_entropy, x.repeat_interleave(6, 0), y.repeat_interleave(6), copies=18)
     assert alone.ghost  # 2 · 4² < 180 · 24
     assert not together.ghost  # 2 · 72² > 180 · 24
+
+
+def moved(engine: str, model: nn.Module, x: Tensor, gradients: Tensor, bound: float, copies: int) -> float:
+    """By how many bounds the one example of ``copies`` rows moves the sum, whose outputs' gradients are given."""
+    found = ENGINES[engine](
+        model, lambda o, y: (o * y).flatten(1).sum(1), x, copies * gradients, max_grad_norm=bound, copies=copies
+    )
+    return torch.cat([value.double().flatten() for value in found.gradients.values()]).norm().item() / bound
+
+
+@pytest.mark.parametrize("bound", [1.0, 1e-3])
+@pytest.mark.parametrize("model", [nn.Linear(16, 1, bias=False), nn.Conv1d(16, 1, 1, bias=False)], ids=repr)
+@pytest.mark.parametrize("engine", ["ghost", "mixed_ghost"])
+def test_copies_that_cancel_are_too_small_to_count_all_or_none(engine, model, bound):
+    most = 0.0
+    for exponent in torch.linspace(33.5, 38.4, 50).tolist():
+        x, gradients = torch.zeros(2, 16), torch.tensor([[0.5], [-4.0]])
+        x[0, 0] = 10**exponent
+        x[1, 0] = x[0, 0] / 8
+        if isinstance(model, nn.Conv1d):
+            x, gradients = x.unsqueeze(2), gradients.unsqueeze(2)
+        most = max(most, moved(engine, model, x, gradients, bound, copies=2))
+    assert most <= 1.0001
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "outputs"),
+    [(nn.Linear(64, 2), (6, 64), (6, 2)), (nn.Conv2d(32, 32, 1), (32, 3, 3), (32, 3, 3)), (nn.Conv1d(64, 64, 1), (64, 5), (64, 5))],
+    ids=repr,
+)  # fmt: skip
+@pytest.mark.parametrize("copies", [2, 3])
+@pytest.mark.parametrize("engine", ["ghost", "mixed_ghost"])
+def test_gradients_of_biases_that_cancel_are_the_same_in_norm_and_sum(engine, copies, model, shape, outputs):
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        gradients = torch.zeros(copies, *outputs)
+        of_one = gradients[..., 0] if isinstance(model, nn.Linear) else gradients[:, 0]
+        half = of_one.numel() // 2
+        values = torch.randint(-8, 9, (half,), generator=generator) * 2.0 ** torch.randint(
+            0, 60, (half,), generator=generator
+        )
+        values = torch.cat([values, -values, torch.zeros(of_one.numel() - 2 * half)])
+        of_one.copy_(values[torch.randperm(len(values), generator=generator)].view(of_one.shape))
+        assert moved(engine, model, torch.zeros(copies, *shape), gradients, 1e-3, copies) <= 1.0001

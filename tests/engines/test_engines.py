@@ -755,7 +755,7 @@ class Hides(nn.Module):
 
 
 def test_a_model_that_mixes_examples_is_found_out():
-    with pytest.raises(UserError, match=r"^model: its per-example gradients are not those of its examples alone"):
+    with pytest.raises(UserError, match=r"^model: what it gives examples together is not what it gives them alone"):
         check_by_example(nn.Sequential(nn.Linear(5, 6), nn.Softmax(0), nn.Linear(6, 4)), torch.randn(3, 5))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scatterdp.engines import ENGINES, ClippedSum, check_by_example, linear, linear_engine, per_example_gradients, rules
-from scatterdp.engines.precision import full_precision
+from scatterdp.engines.precision import RunningSums, full_precision
 from scatterdp.engines.strategies import STRATEGIES
 from scatterdp.errors import UserError
 
@@ -247,3 +247,40 @@ def test_the_bound_of_a_large_convolution():
     x = torch.full((1, 512, 48, 48), 3.0)
     clipped = ENGINES["mixed_ghost"](layer, lambda o, y: o.flatten(1).sum(1), x, torch.zeros(1), max_grad_norm=BOUND)
     assert clipped.gradients["weight"].double().norm().item() == pytest.approx(BOUND, rel=1e-6)
+
+
+@pytest.mark.parametrize("engine", ["ghost", "mixed_ghost", "linear"])
+@pytest.mark.parametrize(("length", "gradient"), [(1e-162, 1e154), (1e154, 1e-162), (1e-200, 1e192)])
+def test_squares_of_double_precision_do_not_vanish(engine, length, gradient):
+    model = nn.Linear(2, 1, bias=False).double()
+    x, y = torch.tensor([[length, 0.0]], dtype=torch.float64), torch.tensor([[gradient]], dtype=torch.float64)
+    found = ENGINES[engine](model, lambda o, y: (o * y).sum(1), x, y, max_grad_norm=1e-9)
+    assert found.norms.item() == pytest.approx(1e-8)
+    assert found.gradients["weight"].norm().item() <= 1.0001e-9
+
+
+@pytest.mark.parametrize("engine", ["ghost", "mixed_ghost"])
+def test_squares_of_series_in_double_precision_do_not_vanish(engine):
+    model = nn.Linear(2, 1, bias=False).double()
+    x, y = torch.zeros(1, 3, 2, dtype=torch.float64), torch.zeros(1, 3, 1, dtype=torch.float64)
+    x[0, 1, 0], y[0, 1, 0] = 1e-162, 1e154
+    found = ENGINES[engine](model, lambda o, y: (o * y).sum((1, 2)), x, y, max_grad_norm=1e-9)
+    assert found.gradients["weight"].norm().item() == pytest.approx(1e-9)
+
+
+def test_running_sums_round_once():
+    sums, small = RunningSums(), torch.tensor([2.0**-26])
+    first = torch.tensor([1.0])
+    for value in (first, *[small] * 39):
+        sums.add({"a": value})
+    assert sums.rounded()["a"].dtype == torch.float32
+    assert sums.rounded()["a"].item() == torch.tensor(1 + 39 * 2.0**-26).item() > 1
+    assert first.item() == 1
+
+
+def test_a_running_sum_of_one_is_that_one():
+    sums, value = RunningSums(), torch.randn(3, dtype=torch.float64)
+    sums.add({"a": value})
+    assert sums.rounded()["a"] is value
+    sums.add({"a": value})
+    assert torch.equal(sums.rounded()["a"], 2 * value)

@@ -442,7 +442,7 @@ def test_a_part_that_was_frozen_at_first_is_checked_when_it_is_not():
     model[0].eval()
     model(X[:4])
     model.train()
-    with pytest.raises(UserError, match=r"^model: its per-example gradients"):
+    with pytest.raises(UserError, match=r"^model: what it gives examples together"):
         model(X[:4])
 
 
@@ -458,7 +458,7 @@ def test_an_argument_that_was_not_seen_is_checked_when_it_comes():
     made(model := Centred())
     model(X[:4])
     model(X[:4], centre=False)
-    with pytest.raises(UserError, match=r"^model: its per-example gradients"):
+    with pytest.raises(UserError, match=r"^model: what it gives examples together"):
         model(X[:4], centre=True)
 
 
@@ -474,7 +474,7 @@ def test_a_flag_may_be_a_tensor(flags):
 
     made(model := Flagged())
     model(X[:4], flags[0])
-    with pytest.raises(UserError, match=r"^model: its per-example gradients"):
+    with pytest.raises(UserError, match=r"^model: what it gives examples together"):
         model(X[:4], flags[1])
 
 
@@ -489,7 +489,7 @@ def test_another_width_is_tried_too():
 
     made(model := Wide())
     model(X[:4, :, :5, :5])
-    with pytest.raises(UserError, match=r"^model: its per-example gradients"):
+    with pytest.raises(UserError, match=r"^model: what it gives examples together"):
         model(X[:4])
 
 
@@ -629,10 +629,43 @@ def test_whatever_a_model_is_called_with_is_tried(call, mixes):
 
     made(model := Takes())
     if mixes:
-        with pytest.raises(UserError, match=r"^model: its per-example gradients are not those of its examples alone"):
+        with pytest.raises(UserError, match=r"^model: what it gives examples together is not what it gives them alone"):
             call(model, X[:4])
     else:
         call(model, X[:4])
+
+
+@pytest.mark.parametrize("of_examples", [lambda n: [1.0] * n, lambda n: np.ones((n, 2))], ids=["list", "array"])
+def test_lists_and_arrays_as_long_as_the_batch_are_refused(of_examples):
+    class Takes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(72, 3)
+
+        def forward(self, x: Tensor, other: Any) -> Tensor:
+            return self.linear(x.flatten(1)) * len(other)
+
+    made(model := Takes())
+    with pytest.raises(UserError, match=r"^model: is called with an? (list|array) of 6, as many as the batch"):
+        model(X[:6], of_examples(6))
+    model(X[:6], of_examples(3))
+    model(X[:2], [8, 8])
+
+
+def test_many_small_pieces_count_beside_a_large_one():
+    examples = 40
+    engine = PrivacyEngine(
+        model := nn.Linear(1, 1, bias=False), batch_size=examples, sample_size=examples, epochs=1, max_grad_norm=1.0, noise_multiplier=0.0
+    )  # fmt: skip
+    engine.attach(optimizer := torch.optim.SGD(model.parameters(), lr=0.0))
+    factors = torch.full((examples,), 2.0**-26)
+    factors[0] = 1.0
+    for rows, last in engine.batches(physical_batch_size=1):
+        (optimizer.step if last else optimizer.virtual_step)(loss=model(torch.ones(1, 1))[:, 0] * factors[rows])  # pyright: ignore
+    gradient = model.weight.grad
+    assert gradient is not None
+    assert gradient.item() * examples == pytest.approx(1 + 39 * 2.0**-26, abs=1e-7)
+    assert gradient.item() * examples > 1 + 30 * 2.0**-26
 
 
 def test_a_call_without_examples_cannot_be_tried():
