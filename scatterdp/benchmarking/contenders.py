@@ -79,13 +79,12 @@ def privacy_engine(model: nn.Module, x: Tensor, y: Tensor, max_grad_norm: float)
     return step
 
 
-def _channels_first(model: nn.Module) -> nn.Module:
-    """A copy whose images lie in memory as Opacus 1.6 takes them to: of others it gets the norms wrong."""
-    own = copy.deepcopy(model)
-    for module in own.modules():
+def channels_first(model: nn.Module) -> nn.Module:
+    """The model itself, its images laid in memory as Opacus 1.6 takes them to be: of others it gets the norms wrong."""
+    for module in model.modules():
         if isinstance(module, Images):
             module.channels_last = False
-    return own
+    return model
 
 
 def opacus_hooks(model: nn.Module, x: Tensor, y: Tensor, max_grad_norm: float) -> Step:
@@ -93,7 +92,7 @@ def opacus_hooks(model: nn.Module, x: Tensor, y: Tensor, max_grad_norm: float) -
     from opacus.grad_sample import GradSampleModule  # a second to import
     from opacus.optimizers import DPOptimizer
 
-    wrapped: Any = GradSampleModule(_channels_first(model))
+    wrapped: Any = GradSampleModule(channels_first(copy.deepcopy(model)))
     sgd = torch.optim.SGD(wrapped.parameters())
     optimizer = DPOptimizer(sgd, noise_multiplier=0.0, max_grad_norm=max_grad_norm, expected_batch_size=len(x))
 
@@ -115,7 +114,7 @@ def opacus_ghost(model: nn.Module, x: Tensor, y: Tensor, max_grad_norm: float) -
     from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 
     bound: Any = max_grad_norm  # annotated as an int there
-    wrapped: Any = GradSampleModuleFastGradientClipping(_channels_first(model), max_grad_norm=bound)
+    wrapped: Any = GradSampleModuleFastGradientClipping(channels_first(copy.deepcopy(model)), max_grad_norm=bound)
     optimizer = DPOptimizerFastGradientClipping(
         torch.optim.SGD(wrapped.parameters()),
         noise_multiplier=0.0,

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from scatterdp.benchmarking.agreement import compare
-from scatterdp.benchmarking.contenders import losses
+from scatterdp.benchmarking.contenders import channels_first, losses
 from scatterdp.engines import loop_engine
 from scatterdp.training.privacy_engine import PrivacyEngine
 
@@ -142,7 +142,7 @@ def opacus(mode: str) -> Callable[[nn.Module, Tensor, Tensor, Settings], Iterato
         from opacus.utils.batch_memory_manager import BatchMemoryManager
 
         made: Any = OpacusEngine().make_private(
-            module=model,
+            module=channels_first(model),
             optimizer=_sgd(model, settings),
             criterion=nn.CrossEntropyLoss(),
             # drop_last: the sampling rate is 1 ÷ the loader's length, which is then ⌊N / batch_size⌋
