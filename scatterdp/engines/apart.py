@@ -35,9 +35,8 @@ from scatterdp.errors import UserError
 ROWS = 5
 # Of an output's, or a parameter's gradient's, largest number: rounding is far less, in double precision and in single.
 _TOLERANCE = {True: 1e-9, False: 1e-3}
-_NEGLIGIBLE = (
-    1e-4  # of all outputs', or gradients', largest number: of what is smaller the difference may be rounding alone
-)
+# Of all gradients' largest number: where a parameter's are smaller, the difference may be rounding alone.
+_NEGLIGIBLE = 1e-4
 _LEAST = 1e-6
 _LARGE = 1e6
 # Of somebody's forward pass.
@@ -174,7 +173,8 @@ def _check_alike(what: str, together: Tensor, alone: Tensor, *, exact: bool, lea
     if not alone.numel():
         return
     difference = torch.where(together == alone, 0.0, (together - alone).abs())  # the same infinity is the same
-    if not difference.max().item() <= _TOLERANCE[exact] * max(alone.abs().max().item(), least, _LEAST):
+    largest = torch.where(alone.isfinite(), alone.abs(), 0.0).max().item()
+    if not difference.max().item() <= _TOLERANCE[exact] * max(largest, least, _LEAST):
         raise UserError(
             f"model: what it gives examples together is not what it gives them alone (seen at {what}): something mixes examples, draws at "
             "random otherwise than by nn.Dropout, or uses a weight outside its layer; keep examples apart, or "

@@ -14,7 +14,7 @@ frees as it goes, as an ordinary one does. On a processor the engines work throu
 | ``ghost`` | always without its per-example gradients |
 | ``mixed_ghost`` | whichever needs fewer numbers (Bu et al. 2022, arXiv 2205.10683), by the shapes that it meets |
 
-Per-example gradients, once there, also give the weighted sum.
+Per-example gradients, once there, also give the weighted sum. Those of biases and normalisations are small, and kept in any case.
 """
 
 from __future__ import annotations

@@ -118,9 +118,8 @@ def private_gradient(
         processes: which hold all rows together.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    sums = {
-        name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()
-    }  # engines.precision says why
+    # Of pieces: scatterdp.engines.precision says why not in the parameters' own.
+    sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
     first, stop = part_of(plan.num_examples, processes.rank, processes.size)
     for piece in rows.pieces(plan.selection().indices(step, key, first=first, stop=stop), step=step):
         clipped = engine(

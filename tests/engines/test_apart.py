@@ -88,7 +88,7 @@ class DropPath(nn.Module):
 
 def test_what_a_dropped_branch_holds_stays_as_it_is():
     model = nn.Sequential(DropPath(nn.BatchNorm1d(12).eval()), nn.Linear(12, 3))
-    model.lock = threading.Lock()  # so that the model itself is tried
+    model.lock = threading.Lock()  # pyright: ignore  # so that the model itself is tried
     check_by_example(model, ROWS_OF_12)
     assert [module.training for module in model.modules()] == [True, True, False, True]
 

@@ -81,11 +81,11 @@ def test_layers_are_the_published_ones(name, shape, channels, hidden):
 )
 def test_maxima_before_tanh_are_those_after_it(name, shape):
     model = make_classifier(name, shape, 10).double()
-    layers = list(model)
+    layers = list(model.children())
     for place in [number for number, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]:
         layers[place], layers[place + 1] = layers[place + 1], layers[place]
     published = nn.Sequential(*layers)
-    assert [type(layer) for layer in published] != [type(layer) for layer in model]
+    assert [type(layer) for layer in published] != [type(layer) for layer in model.children()]
     x, y = torch.randn(5, math.prod(shape), dtype=torch.float64), torch.arange(5)
     for found, expected in zip(*(gradients_of(each, x, y) for each in (model, published)), strict=True):
         torch.testing.assert_close(found, expected)
