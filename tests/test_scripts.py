@@ -32,7 +32,8 @@ def test_the_mnist_example_tells_bad_input_in_a_sentence():
     for flag, message in (
         ("--epochs=0", "epochs=0: expected an integer ≥ 1"),
         ("--batch_size=0", "batch_size=0: expected an integer ≥ 8"),
-        ("--lr=nan", "lr=nan: expected a finite number > 0"),
+        ("--lr=nan", "lr=nan: expected a number > 0 and ≤ 1e+20"),
+        ("--lr=1e300", "lr=1e+300: expected a number > 0 and ≤ 1e+20"),
         ("--dataset=digits", "dataset=digits: images of 1×8×8, this network takes grey ones of 28×28"),
         ("--dataset=nope", "--dataset=nope: unknown"),
     ):
@@ -60,7 +61,7 @@ def test_the_mnist_example_plain_and_private(tmp_path):
     assert "differentially private" not in plain.stdout
     assert private.stdout.startswith("(ε = 8, δ = 1e-05)-differentially private\n")
     for flag, message in (("--batch_size=401", "batch_size=401: expected at most the 400"),
-                          ("--target_epsilon=-3", "target_epsilon=-3.0: expected a finite number > 0")):  # fmt: skip
+                          ("--target_epsilon=-3", "target_epsilon=-3.0: expected a number > 0 and ≤ 1e+20")):  # fmt: skip
         done = run("mnist_example.py", *flags, flag)
         assert done.returncode == 2
         assert done.stderr.startswith(f"error: {message}")
