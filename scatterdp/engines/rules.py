@@ -222,13 +222,19 @@ def _squares_of_products(
     """
     if v.dtype in (torch.float16, torch.bfloat16):
         u, v = u.float(), v.float()
-    if v.dtype == torch.float64:
-        return _squares_of_exact_products(inner_products, u, v, numbers=numbers, depth=depth, positions=positions)
+    units = None
+    if v.dtype == torch.float64:  # of what is far from 1 the squares vanish, and nothing more exact is at hand
+        (u, of_u), (v, of_v) = _in_units(u), _in_units(v)
+        units = (of_u * of_v).square()
     size = max(1, _numbers_at_once(v.device) // numbers)
     pieces = [inner_products(*piece) for piece in zip(u.split(size), v.split(size), strict=True)]
     products, *squares = (torch.cat(column).double() for column in zip(*pieces, strict=True))
     largest = squares[0] * squares[1]
     exactly = _rounding_of_sum(depth, v.device, torch.float64)
+    if units is not None:
+        products += exactly * largest
+        found = _from_above(products, largest, _rounding_of_sum(positions, v.device, torch.float64))
+        return found * units, torch.zeros_like(found, dtype=torch.bool)
     left = _CANCELLED if depth > _SHORT else 2 * _CANCELLED
     precise = (products > left * largest) & products.isfinite()  # false for NaN
     for square in (*squares, largest):
@@ -246,26 +252,6 @@ def _squares_of_products(
         max(_ROUNDING, _rounding_of_sum(positions, v.device)),
     )
     return _from_above(products, largest, rounding), apart
-
-
-def _squares_of_exact_products(
-    inner_products: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
-    u: Tensor,
-    v: Tensor,
-    *,
-    numbers: int,
-    depth: int,
-    positions: int,
-) -> tuple[Tensor, Tensor]:
-    """The same of double precision: nothing more exact is at hand, so that no example is summed apart; its squares may vanish, unless scaled."""
-    (u, of_u), (v, of_v) = _in_units(u), _in_units(v)
-    size = max(1, _numbers_at_once(v.device) // numbers)
-    pieces = [inner_products(*piece) for piece in zip(u.split(size), v.split(size), strict=True)]
-    products, *squares = (torch.cat(column) for column in zip(*pieces, strict=True))
-    largest = squares[0] * squares[1]
-    products += _rounding_of_sum(depth, v.device, torch.float64) * largest
-    found = _from_above(products, largest, _rounding_of_sum(positions, v.device, torch.float64))
-    return found * (of_u * of_v).square(), torch.zeros_like(found, dtype=torch.bool)
 
 
 def lengths(values: Tensor) -> Tensor:
