@@ -2,15 +2,16 @@
 
 An example's share of a sum is bounded only where the sum rounds by far less than the bound. In bfloat16 (autocast, or products of float32
 that torch may compute in it) one example was seen to move the sum of 3000 by 3.7 times the bound. So the model may compute as it likes,
-for a gradient that is rounded in the forward or backward pass is bounded all the same; from the gradients on, everything
+for a gradient that is rounded in the forward or backward pass is clipped all the same; from the gradients on, everything
 is float32 or float64, without TensorFloat-32.
 
-Sums of pieces are added up in double precision and rounded once (:class:`RunningSums`): in single precision one example, chosen to, decides
-whether the many small pieces after it count, and was seen to move the sum of 32 thousand by 1.25 times the bound.
+Sums over examples are float32 for a few hundred rows (:func:`sum_of_products`), of those sums in double precision (:class:`RunningSums`), and noise is added to them
+in double precision too. In single precision one example, chosen to, decides whether the many small ones after it count: it was seen to move a sum of 8096
+rows by 1.98 times the bound, and the mere rounding of an aligned sum of a million by 0.1.
 
-**Limit.** Float32 rounds the sum of a piece too, by some 1e-7 of itself: where 3000 examples all point one way, one of them was seen to move their sum
-by 0.9997 to 1.0001 times the bound, depending on the engine, and examples chosen for it to 1.001 in one matrix product of 32 thousand rows. And libraries choose how to multiply by a matrix's size, so the few examples that share its last,
-smaller piece may be rounded in another way, by some 1e-5 of themselves, when the piece has one more.
+**Limit.** Sums of 256 rows are rounded by 2⁻⁹ of the bound at most: each of 255 additions by 2⁻²⁴ of what is there, which is at most 256 bounds. Examples chosen for it were seen to
+move a sum by 1.001 times the bound. And libraries choose how to multiply by a matrix's size and a row's place in it, so that a row may be rounded otherwise where there is
+one more: docs/clipping.md says what that can do, and where.
 
 Where an example's own terms cancel, half of them may be far larger than its gradient, and beside them those of other examples vanish: one of them
 was seen to move a sum of 600 by 7.7 times the bound. Book-keeping sums such examples apart in double precision
@@ -29,6 +30,8 @@ from torch import Tensor
 
 #: Trainable parameters, and sums over examples, are of one of these.
 SUM_DTYPES = (torch.float32, torch.float64)
+#: Rows that one product in single precision adds up.
+ROWS_OF_A_SUM = 256
 
 # What torch may compute float32 products with: TensorFloat-32 on CUDA, bfloat16 on the CPU.
 _BACKENDS: Any = torch.backends
@@ -63,9 +66,28 @@ class RunningSums:
                 self._given.remove(name)
             self._sums[name] += value
 
+    def exact(self) -> dict[str, Tensor]:
+        """The sums in double precision."""
+        return {name: total.double() for name, total in self._sums.items()}
+
     def rounded(self) -> dict[str, Tensor]:
         """The sums in the precision of what was added first; of a single value, the value itself."""
         return {name: total.to(self._precisions[name]) for name, total in self._sums.items()}
+
+
+def sum_of_products(left: Tensor, right: Tensor) -> Tensor:
+    """``leftᵀ · right`` of ``(rows, …)``, in the values' precision for some rows at a time and in double precision over these; rounded once.
+
+    Args:
+        left: ``(rows,)`` or ``(rows, p)``.
+        right: ``(rows, d)``.
+    """
+    if len(right) <= ROWS_OF_A_SUM or right.dtype == torch.float64:
+        return left.t() @ right
+    sums = RunningSums()
+    for some, others in zip(left.split(ROWS_OF_A_SUM), right.split(ROWS_OF_A_SUM), strict=True):
+        sums.add({"": some.t() @ others})
+    return sums.rounded()[""]
 
 
 def in_single_precision(values: Tensor) -> Tensor:

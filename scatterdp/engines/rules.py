@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scatterdp.engines.modules import own_parameters
-from scatterdp.engines.precision import RunningSums
+from scatterdp.engines.precision import RunningSums, sum_of_products
 from scatterdp.heads.preconditioned_linear import PreconditionedLinear
 
 
@@ -174,7 +174,7 @@ def _squares_of(values: Tensor) -> Tensor:
 def weighted(per_example: dict[str, Tensor], factors: Tensor) -> dict[str, Tensor]:
     """Sums over examples of factor times gradient."""
     return {
-        name: (factors.to(values.dtype) @ values.flatten(1)).view(values.shape[1:])
+        name: sum_of_products(factors.to(values.dtype), values.flatten(1)).view(values.shape[1:])
         for name, values in per_example.items()
     }
 
@@ -431,7 +431,7 @@ class LinearRule(MatrixRule):
 
     def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
         v = scaled(self.gradients, factors, self.copies).flatten(0, -2)
-        return {"weight": v.t() @ self.inputs.flatten(0, -2)}
+        return {"weight": sum_of_products(v, self.inputs.flatten(0, -2))}
 
 
 class PreconditionedLinearRule(LinearRule):
@@ -491,7 +491,7 @@ class ConvolutionRule(MatrixRule):
         if not finite.all():
             places = without(places.transpose(0, 1), finite).transpose(0, 1)
         row = factors.to(places.dtype)
-        products = torch.stack([(row @ place.flatten(1)).view(place.shape[1:]) for place in places])
+        products = torch.stack([sum_of_products(row, place.flatten(1)).view(place.shape[1:]) for place in places])
         return {"weight": products.permute(2, 1, 0).reshape(self.module.weight.shape)}
 
     def position_axes(self) -> tuple[int, ...]:

@@ -135,8 +135,8 @@ def private_gradient(
         for name, gradient in clipped.gradients.items():
             sums[name] += gradient
     processes.add_up(list(sums.values()))
-    sums = {name: total.to(parameters[name].dtype) for name, total in sums.items()}
     noise_key = bound_to_sums(key, *sums.values())
+    gradients = {}
     for name, total in sums.items():
         total += gaussian_noise(
             tuple(total.shape),
@@ -148,8 +148,9 @@ def private_gradient(
             dtype=total.dtype,
             device=total.device,
         )
-        total /= plan.batch_size
-    return sums
+        # Rounded with its noise: the result is a function of the Gaussian mechanism's.
+        gradients[name] = (total / plan.batch_size).to(parameters[name].dtype)
+    return gradients
 
 
 def train(

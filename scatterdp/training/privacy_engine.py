@@ -369,7 +369,7 @@ class PrivacyEngine:
     def _release(self) -> None:
         self._check_steps_left()
         # Spent before anything is released: interrupted half-way, the step is counted and cannot be taken again.
-        step, sums = self.steps_taken, self._sums.rounded()
+        step, sums = self.steps_taken, self._sums.exact()
         self._sums, self.steps_taken = (
             RunningSums(),
             step + 1,
@@ -385,10 +385,11 @@ class PrivacyEngine:
                 key=key,
                 purpose=f"gradient of {name}",
                 counter=step,
-                dtype=parameter.dtype,
+                dtype=torch.float64,
                 device=parameter.device,
             )
-            parameter.grad = (sums[name] + noise) / self.plan.batch_size
+            # Rounded with its noise: the result is a function of the Gaussian mechanism's.
+            parameter.grad = ((sums[name] + noise) / self.plan.batch_size).to(parameter.dtype)
 
 
 def _check_no_list_of_examples(given: Any, rows: int) -> None:

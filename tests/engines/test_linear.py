@@ -213,3 +213,17 @@ def test_frozen_parameters_take_no_part(frozen):
     assert frozen not in ours.gradients
     torch.testing.assert_close(ours.gradients, loop.gradients, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ours.norms, loop.norms, rtol=1e-5, atol=1e-6)
+
+
+def test_how_many_rows_there_are_changes_no_row():
+    """Where logits cancel, their rounding is all that is left, and libraries round by the number of rows."""
+    torch.manual_seed(0)
+    model = nn.Linear(784, 10, bias=False)
+    basis = torch.linalg.qr(model.weight.detach().double().t())[0]
+    some = torch.randn(60, 784, dtype=torch.float64)
+    for row in ((some - (some @ basis) @ basis.t()) * 1e12).float():
+        norms = []
+        for rows in (1, 3, 11, 12, 255, 256, 257, 523):
+            x, y = row.repeat(rows, 1), torch.zeros(rows, dtype=torch.int64)
+            norms.append(linear_engine(model, cross_entropy, x, y, max_grad_norm=1.0).norms)
+        assert len(torch.cat(norms).unique()) == 1

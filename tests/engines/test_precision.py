@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scatterdp.engines import ENGINES, ClippedSum, check_by_example, linear, linear_engine, per_example_gradients, rules
-from scatterdp.engines.precision import RunningSums, full_precision
+from scatterdp.engines.precision import RunningSums, full_precision, sum_of_products
 from scatterdp.engines.strategies import STRATEGIES
 from scatterdp.errors import UserError
 
@@ -284,3 +284,55 @@ def test_a_running_sum_of_one_is_that_one():
     assert sums.rounded()["a"] is value
     sums.add({"a": value})
     assert torch.equal(sums.rounded()["a"], 2 * value)
+    assert sums.exact()["a"].dtype == torch.float64
+
+
+# ---------------------------------------------------------------- many rows
+
+
+def around_a_power_of_two(exponent: int, small: int) -> tuple[Tensor, int]:
+    """Gradients of 1, one more of which doubles the last place of their sum in single precision, then small ones of half of that; and the row of the one."""
+    ones = 2**exponent
+    return torch.cat([torch.ones(ones), torch.full((small,), 1.001 * 2.0 ** (exponent - 24))]), ones - 1
+
+
+@pytest.mark.parametrize(
+    ("engine", "layer"),
+    [(engine, nn.Linear(1, 1, bias=False)) for engine in ("linear", "vmap", "crb", "ghost", "mixed_ghost")]
+    + [(engine, nn.LayerNorm(1)) for engine in ("vmap", "crb", "ghost", "mixed_ghost")],
+)
+def test_no_example_decides_whether_small_ones_count(engine, layer):
+    rows, chosen = around_a_power_of_two(12, 4000)
+    kept = torch.arange(len(rows)) != chosen
+    inputs = torch.ones(len(rows), 1) if isinstance(layer, nn.Linear) else torch.zeros(len(rows), 1)
+
+    def total(of: Tensor) -> Tensor:
+        clipped = ENGINES[engine](layer, lambda o, y: o[:, 0] * y, inputs[of], rows[of], max_grad_norm=1.0)
+        return torch.cat([value.flatten().double() for value in clipped.gradients.values()])
+
+    assert (total(kept | True) - total(kept)).norm() <= 1.001
+    one_after_the_other = rows.numpy().cumsum(dtype="float32")[-1] - rows[kept].numpy().cumsum(dtype="float32")[-1]
+    assert one_after_the_other > 1.9  # what a single sum may come to
+
+
+def test_no_example_decides_whether_small_positions_count():
+    rows, chosen = around_a_power_of_two(8, 252)
+    x, y = torch.zeros(len(rows), 256, 4), torch.zeros(len(rows), 256, 4)
+    large = rows == 1
+    x[large, 0, 0], x[~large, :, 0] = 1, 1
+    y[large, 0, 0], y[~large, :, 0] = 1, rows[-1]
+    kept = torch.arange(len(rows)) != chosen
+    layer = nn.Linear(4, 4, bias=False)
+
+    def total(of: Tensor) -> Tensor:
+        clipped = ENGINES["ghost"](layer, lambda o, y: (o * y).sum((1, 2)), x[of], y[of], max_grad_norm=1.00001)
+        return clipped.gradients["weight"].double()
+
+    assert 0.9 < (total(kept | True) - total(kept)).norm() <= 1.001
+
+
+@pytest.mark.parametrize("rows", [0, 1, 255, 256, 257, 1000])
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_sums_of_products(rows, shape):
+    left, right = torch.randn(rows, *shape), torch.randn(rows, 5)
+    torch.testing.assert_close(sum_of_products(left, right), (left.double().t() @ right.double()).float())

@@ -203,7 +203,7 @@ class TestPrivateGradient:
         selection = plan.selection()
         step = next(step for step in range(plan.steps) if len(selection.indices(step, KEY)) == 0)
         gradient = self.gradient(plan, step=step)
-        key = bound_to_sums(KEY, *(torch.zeros_like(value) for value in gradient.values()))
+        key = bound_to_sums(KEY, *(torch.zeros_like(value, dtype=torch.float64) for value in gradient.values()))
         assert {name: tuple(g.shape) for name, g in gradient.items()} == {
             "weight": (CLASSES, INPUTS),
             "bias": (CLASSES,),
@@ -216,9 +216,35 @@ class TestPrivateGradient:
                 key=key,
                 purpose=f"gradient of {name}",
                 counter=step,
+                dtype=torch.float64,
             )
-            assert torch.equal(value, noise)
+            assert torch.equal(value, noise.float())
             assert (value != 0).all()
+
+    def test_a_sum_is_rounded_with_its_noise(self):
+        """Before, one example may decide how a large sum is rounded, by more than the bound where there are many."""
+        plan = make_plan(batch_size=1, noise_multiplier=3.0, epochs=2)
+        step = next(step for step in range(plan.steps) if len(plan.selection().indices(step, KEY)) > 0)
+
+        def engine(model, loss, x, y, **settings):
+            sums = {name: torch.full(p.shape, 2.0**24 + 1, dtype=torch.float64) for name, p in model.named_parameters()}
+            return ClippedSum(sums, torch.zeros(len(x)))
+
+        released = private_gradient(make_model(), make_rows(), plan, step=step, key=KEY, engine=engine)
+        sums = engine(make_model(), None, torch.zeros(0), None).gradients
+        key = bound_to_sums(KEY, *sums.values())
+        for name, total in sums.items():
+            noise = gaussian_noise(
+                tuple(total.shape),
+                noise_multiplier=3.0,
+                sensitivity=0.5,
+                key=key,
+                purpose=f"gradient of {name}",
+                counter=step,
+                dtype=torch.float64,
+            )
+            assert torch.equal(released[name], (total + noise).float())
+            assert not torch.equal(released[name], total.float() + noise.float())
 
     def test_a_sum_that_differs_in_its_last_digit_meets_other_noise(self):
         """As other threads or another processor make them: the difference of the two must not be exact."""
