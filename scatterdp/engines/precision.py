@@ -9,7 +9,7 @@ Sums over examples are float32 for a few hundred rows (:func:`sum_of_products`),
 in double precision too. In single precision one example, chosen to, decides whether the many small ones after it count: it was seen to move a sum of 8096
 rows by 1.98 times the bound, and the mere rounding of an aligned sum of a million by 0.1.
 
-**Limit.** Sums of 256 rows are rounded by 2⁻⁹ of the bound at most: each of 255 additions by 2⁻²⁴ of what is there, which is at most 256 bounds. Examples chosen for it were seen to
+**Limit.** Sums of 256 rows are rounded by 2⁻⁹ of the bound at most: each of 255 additions by 2⁻²⁴ of what is there, 129 bounds at most on average. Examples chosen for it were seen to
 move a sum by 1.001 times the bound. And libraries choose how to multiply by a matrix's size and a row's place in it, so that a row may be rounded otherwise where there is
 one more: docs/clipping.md says what that can do, and where.
 

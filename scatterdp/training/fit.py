@@ -104,7 +104,7 @@ def fit(
         key: random key; a fresh one from the operating system by default. It is bound to the run's :func:`context`, so that
             runs from one seed share no noise when they differ in anything.
         device: where rows and weights live.
-        physical_batch_size: rows in work at once; no privacy meaning.
+        physical_batch_size: rows in work at once; no privacy meaning, it changes how sums are rounded.
         augmented_images: ``(N, H, W[, 3])`` uint8 training images to flip, crop and extract at every step, in place of
             the cached training features.
         published_data: the data set is public: the certificate may name its digest.
