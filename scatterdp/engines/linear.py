@@ -87,9 +87,12 @@ def _products(x: Tensor, weight: Tensor) -> Tensor:
     Eleven rows are multiplied otherwise than twelve. Where logits cancel, rounding is all that is left of them, and an example more would turn the gradients of
     all others: eleven rows were seen to move by eleven bounds.
     """
-    parts = x.split(ROWS_OF_A_SUM)
-    # This way round: few rows times many is half as fast the other way.
-    products = [(weight @ F.pad(part, (0, 0, 0, ROWS_OF_A_SUM - len(part))).t()).t()[: len(part)] for part in parts]
+    products = []
+    for part in x.contiguous().split(ROWS_OF_A_SUM):
+        missing = ROWS_OF_A_SUM - len(part)
+        filled = F.pad(part, (0, 0, 0, missing)) if missing else part
+        # This way round: few rows times many is half as fast the other way.
+        products.append((weight @ filled.t()).t()[: len(part)])
     return products[0] if len(products) == 1 else torch.cat(products)
 
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scatterdp.engines.modules import own_parameters
-from scatterdp.engines.precision import RunningSums, sum_of_products
+from scatterdp.engines.precision import ROWS_OF_A_SUM, RunningSums, sum_of_products
 from scatterdp.heads.preconditioned_linear import PreconditionedLinear
 
 
@@ -180,6 +180,7 @@ def weighted(per_example: dict[str, Tensor], factors: Tensor) -> dict[str, Tenso
 
 
 _SMALLEST = 1e-30
+_FEWEST_OF_A_SUM = 16  # images that one sum of single precision is over, however many positions they have
 _BLOCK = 4096  # numbers that single precision adds up to a norm
 _ROUNDING = 5e-7  # eight times that of single precision
 _CANCELLED = 0.012  # of the product of norms: with less left, room for rounding would be a large part of the norm
@@ -592,20 +593,24 @@ class ConvolutionRule(MatrixRule):
         module = self.module
         v = scaled(self.gradients, factors, self.copies)
         a, padding = with_zeros_to_add(module, self.inputs)
-        gradients = torch.ops.aten.convolution_backward(
-            _dense(v),
-            _dense(a),
-            module.weight.detach().to(v.dtype),
-            None,
-            module.stride,
-            padding,
-            module.dilation,
-            False,
-            (0,) * len(padding),
-            module.groups,
-            (False, True, False),
-        )
-        return {"weight": gradients[1]}
+        rows = max(_FEWEST_OF_A_SUM, ROWS_OF_A_SUM // max(1, v.shape[2:].numel()))
+        sums = RunningSums()
+        for some, their_inputs in zip(v.split(rows), a.split(rows), strict=True):
+            gradients = torch.ops.aten.convolution_backward(
+                _dense(some),
+                _dense(their_inputs),
+                module.weight.detach().to(v.dtype),
+                None,
+                module.stride,
+                padding,
+                module.dilation,
+                False,
+                (0,) * len(padding),
+                module.groups,
+                (False, True, False),
+            )
+            sums.add({"weight": gradients[1]})
+        return sums.rounded()
 
 
 def _dense(values: Tensor) -> Tensor:

@@ -137,7 +137,8 @@ def private_gradient(
     processes.add_up(list(sums.values()))
     noise_key = bound_to_sums(key, *sums.values())
     gradients = {}
-    for name, total in sums.items():
+    for name in parameters:
+        total = sums.pop(name)
         total += gaussian_noise(
             tuple(total.shape),
             noise_multiplier=plan.sigma,

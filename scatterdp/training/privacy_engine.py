@@ -57,7 +57,7 @@ class PrivacyEngine:
     Batches are drawn by :meth:`batches`, for the accounting holds for that sampling only: each example independently with probability
     ``batch_size / sample_size`` (Poisson), or all of them when the two are equal. A logical batch may come in several pieces:
     ``virtual_step`` takes all but the last, ``step`` the last; noise is added once, and each piece counts at most once. Forward passes may
-    run under ``torch.autocast``; norms and sums are float32 in any case.
+    run under ``torch.autocast``; norms and sums are float32 or float64 in any case.
 
     The forward pass is the user's: losses are of one call of the model itself, and may take nothing from its weights otherwise (a penalty), which
     is refused. Passes under ``torch.no_grad()`` may come in between. What the model is called with is tried on made-up rows of its shape first, again
@@ -389,7 +389,7 @@ class PrivacyEngine:
                 device=parameter.device,
             )
             # Rounded with its noise: the result is a function of the Gaussian mechanism's.
-            parameter.grad = ((sums[name] + noise) / self.plan.batch_size).to(parameter.dtype)
+            parameter.grad = ((sums.pop(name) + noise) / self.plan.batch_size).to(parameter.dtype)
 
 
 def _check_no_list_of_examples(given: Any, rows: int) -> None:

@@ -227,3 +227,18 @@ def test_how_many_rows_there_are_changes_no_row():
             x, y = row.repeat(rows, 1), torch.zeros(rows, dtype=torch.int64)
             norms.append(linear_engine(model, cross_entropy, x, y, max_grad_norm=1.0).norms)
         assert len(torch.cat(norms).unique()) == 1
+
+
+@pytest.mark.parametrize("engine", [linear_engine, loop_engine])
+@pytest.mark.parametrize("inputs", [33, 783, 1001])
+@pytest.mark.parametrize("by_columns", [False, True], ids=["by rows", "by columns"])
+def test_where_a_row_lies_does_not_change_it(engine, inputs, by_columns):
+    """Libraries round by a row's place in memory, too."""
+    torch.manual_seed(0)
+    model = nn.Linear(inputs, 2, bias=False)
+    basis = torch.linalg.qr(model.weight.detach().double().t())[0]
+    row = torch.randn(inputs, dtype=torch.float64)
+    x = ((row - basis @ (basis.t() @ row)) * 1e12).float().repeat(300, 1)
+    x = x.t().contiguous().t() if by_columns else x
+    norms = engine(model, squared_error, x, torch.zeros(300, dtype=torch.int64), max_grad_norm=1.0).norms
+    assert len(norms.unique()) == 1

@@ -315,20 +315,41 @@ def test_no_example_decides_whether_small_ones_count(engine, layer):
     assert one_after_the_other > 1.9  # what a single sum may come to
 
 
-def test_no_example_decides_whether_small_positions_count():
+@pytest.mark.parametrize("engine", ["ghost", "mixed_ghost"])
+def test_no_image_decides_whether_small_ones_count(engine):
+    rows, chosen = around_a_power_of_two(12, 4000)
+    kept = torch.arange(len(rows)) != chosen
+    layer, x = nn.Conv2d(4, 4, 3, padding=1, bias=False), torch.zeros(len(rows), 4, 1, 1)
+    x[:, 0] = 1
+
+    def total(of: Tensor) -> Tensor:
+        clipped = ENGINES[engine](layer, lambda o, y: o[:, 0, 0, 0] * y, x[of], rows[of], max_grad_norm=1.0)
+        return clipped.gradients["weight"].double()
+
+    assert 0.9 < (total(kept | True) - total(kept)).norm() <= 1.001
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(nn.Linear(4, 4, bias=False), (256, 4)), (nn.Conv2d(4, 4, 3, padding=1, bias=False), (16, 16, 4))],
+    ids=["series", "images"],
+)
+def test_no_example_decides_whether_small_positions_count(layer, shape):
     rows, chosen = around_a_power_of_two(8, 252)
     x, y = torch.zeros(len(rows), 256, 4), torch.zeros(len(rows), 256, 4)
     large = rows == 1
     x[large, 0, 0], x[~large, :, 0] = 1, 1
     y[large, 0, 0], y[~large, :, 0] = 1, rows[-1]
+    x, y = (values.view(-1, *shape) for values in (x, y))
+    if len(shape) == 3:
+        x, y = x.movedim(3, 1), y.movedim(3, 1)
     kept = torch.arange(len(rows)) != chosen
-    layer = nn.Linear(4, 4, bias=False)
 
     def total(of: Tensor) -> Tensor:
-        clipped = ENGINES["ghost"](layer, lambda o, y: (o * y).sum((1, 2)), x[of], y[of], max_grad_norm=1.00001)
+        clipped = ENGINES["ghost"](layer, lambda o, y: (o * y).flatten(1).sum(1), x[of], y[of], max_grad_norm=1.00001)
         return clipped.gradients["weight"].double()
 
-    assert 0.9 < (total(kept | True) - total(kept)).norm() <= 1.001
+    assert 0.9 < (total(kept | True) - total(kept)).norm() <= 1.002
 
 
 @pytest.mark.parametrize("rows", [0, 1, 255, 256, 257, 1000])

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from scatterdp.engines import loop_engine
 from scatterdp.errors import BudgetError, ConfigError, UserError
+from scatterdp.privacy.noise import gaussian_noise
 from scatterdp.training.privacy_engine import PrivacyEngine
 
 N = 60
@@ -107,6 +108,29 @@ def test_noise_is_added_once_a_step_whatever_the_number_of_pieces(physical):
     # The signal, at most 15 clipped gradients, is small beside 21600 coordinates of noise.
     assert low * 0.97 < np.mean((noise / expected) ** 2) < high * 1.03
     assert not low < np.mean((noise / (1.5 * expected)) ** 2) < high
+
+
+def test_a_sum_is_rounded_with_its_noise(monkeypatch):
+    """Before, one example may decide how a large sum is rounded, by more than the bound where there are many."""
+    noises = []
+
+    def noted(*shape, **settings):
+        noises.append(gaussian_noise(*shape, **settings))
+        return noises[-1]
+
+    monkeypatch.setattr("scatterdp.training.privacy_engine.gaussian_noise", noted)
+    model, gradients = nn.Linear(200, 1, bias=False), torch.tensor([2.0**24, 1.0])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    settings = {"batch_size": 2, "sample_size": 2, "epochs": 1, "max_grad_norm": 2.0**30, "noise_multiplier": 2.0**-30}
+    engine = PrivacyEngine(model, **settings)
+    engine.attach(optimizer)
+    for rows, last in engine.batches(physical_batch_size=1):
+        loss = model(torch.ones(1, 200))[:, 0] * gradients[rows]
+        optimizer.step(loss=loss) if last else optimizer.virtual_step(loss=loss)  # pyright: ignore
+    (noise,) = noises
+    assert noise.dtype == torch.float64
+    assert torch.equal(model.weight.grad, ((2.0**24 + 1 + noise) / 2).float())
+    assert not torch.equal(model.weight.grad, (2.0**24 + noise.float()) / 2)
 
 
 def test_the_target_is_met_and_never_exceeded():
