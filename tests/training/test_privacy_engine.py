@@ -129,6 +129,7 @@ def test_a_sum_is_rounded_with_its_noise(monkeypatch):
         optimizer.step(loss=loss) if last else optimizer.virtual_step(loss=loss)  # pyright: ignore
     (noise,) = noises
     assert noise.dtype == torch.float64
+    assert model.weight.grad is not None
     assert torch.equal(model.weight.grad, ((2.0**24 + 1 + noise) / 2).float())
     assert not torch.equal(model.weight.grad, (2.0**24 + noise.float()) / 2)
 
