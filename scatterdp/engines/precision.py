@@ -5,12 +5,12 @@ that torch may compute in it) one example was seen to move the sum of 3000 by 3.
 for a gradient that is rounded in the forward or backward pass is clipped all the same; from the gradients on, everything
 is float32 or float64, without TensorFloat-32.
 
-Sums over examples are float32 for 256 rows at most (:func:`sum_of_products`; of convolutions 256 positions, but at least 16 images), over those sums in double
+Sums over examples are float32 for 256 rows at most (:func:`sum_of_products`; of convolutions 256 positions, but at least 32 images), over those sums in double
 precision (:class:`RunningSums`), and noise is added to them in double precision too. In single precision one example, chosen to, decides whether the many small ones after it count: it was seen to move a sum of 8096
 rows by 1.98 times the bound, and the mere rounding of an aligned sum of a million by 0.1.
 
 **Limit.** A sum of 256 rows is rounded by 0.002 bounds at most: each of 255 additions by 2⁻²⁴ of what is there, 129 bounds at most on average. So N rows are rounded by N · 2⁻¹⁷ bounds, images of
-T > 16 positions by N · T · 2⁻²¹; and as one example more shifts all later rows' places in these sums, it may move the whole by twice that beside its own share. And libraries choose how to multiply by a matrix's size and a row's place in it, so that a row may be rounded otherwise where there is
+T > 8 positions by N · T · 2⁻²⁰; and as one example more shifts all later rows' places in these sums, it may move the whole by twice that beside its own share. And libraries choose how to multiply by a matrix's size and a row's place in it, so that a row may be rounded otherwise where there is
 one more: docs/clipping.md says what that can do, and where.
 
 Where an example's own terms cancel, half of them may be far larger than its gradient, and beside them those of other examples vanish: one of them

@@ -180,7 +180,7 @@ def weighted(per_example: dict[str, Tensor], factors: Tensor) -> dict[str, Tenso
 
 
 _SMALLEST = 1e-30
-_FEWEST_OF_A_SUM = 16  # images that one sum of single precision is over, however many positions they have
+_FEWEST_OF_A_SUM = 32  # images that one sum of single precision is over, however many positions they have
 _BLOCK = 4096  # numbers that single precision adds up to a norm
 _ROUNDING = 5e-7  # eight times that of single precision
 _CANCELLED = 0.012  # of the product of norms: with less left, room for rounding would be a large part of the norm
