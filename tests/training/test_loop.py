@@ -178,6 +178,19 @@ def test_make_optimizer_leaves_frozen_parameters_out():
     assert [id(parameter) for parameter in group["params"]] == [id(model.bias)]
 
 
+def noise_on(total: Tensor, name: str, *, key: RandomKey, step: int) -> Tensor:
+    """What a step adds to a parameter's sum, σ = 3 and C = 0.5."""
+    return gaussian_noise(
+        tuple(total.shape),
+        noise_multiplier=3.0,
+        sensitivity=0.5,
+        key=key,
+        purpose=f"gradient of {name}",
+        counter=step,
+        dtype=torch.float64,
+    )
+
+
 class TestPrivateGradient:
     def gradient(self, plan: TrainingPlan, *, step: int = 0, key: RandomKey = KEY, model=None) -> dict[str, Tensor]:
         return private_gradient(model or make_model(), make_rows(), plan, step=step, key=key, engine=linear_engine)
@@ -209,15 +222,7 @@ class TestPrivateGradient:
             "bias": (CLASSES,),
         }
         for name, value in gradient.items():
-            noise = gaussian_noise(
-                tuple(value.shape),
-                noise_multiplier=3.0,
-                sensitivity=0.5,
-                key=key,
-                purpose=f"gradient of {name}",
-                counter=step,
-                dtype=torch.float64,
-            )
+            noise = noise_on(value, name, key=key, step=step)
             assert torch.equal(value, noise.float())
             assert (value != 0).all()
 
@@ -234,15 +239,7 @@ class TestPrivateGradient:
         sums = engine(make_model(), None, torch.zeros(0), None).gradients
         key = bound_to_sums(KEY, *sums.values())
         for name, total in sums.items():
-            noise = gaussian_noise(
-                tuple(total.shape),
-                noise_multiplier=3.0,
-                sensitivity=0.5,
-                key=key,
-                purpose=f"gradient of {name}",
-                counter=step,
-                dtype=torch.float64,
-            )
+            noise = noise_on(total, name, key=key, step=step)
             assert torch.equal(released[name], (total + noise).float())
             assert not torch.equal(released[name], total.float() + noise.float())
 
