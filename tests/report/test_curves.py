@@ -46,11 +46,11 @@ def lines(drawing, axes: int = 0) -> dict[str, tuple[list[float], list[float]]]:
 
 class TestAccuracy:
     def test_means_runs_and_deviations(self, runs):
-        drawing = plot_accuracy(runs, [], dataset="digits")
+        drawing = plot_accuracy([at(runs[0], 3.0, 0.7), at(runs[1], 3.0, 0.75)], [], dataset="digits")
         assert drawing is not None
-        accuracies = [100 * run.accuracy for run in runs]
+        accuracies = [70.0, 75.0]
         ((x, y),) = lines(drawing).values()
-        assert x == pytest.approx([runs[0].epsilon])
+        assert x == pytest.approx([3.0])
         assert y == pytest.approx([statistics.fmean(accuracies)])
         dots = drawing.figure.axes[0].lines[0]
         assert np.asarray(dots.get_ydata()).tolist() == pytest.approx(accuracies)
@@ -58,7 +58,13 @@ class TestAccuracy:
         assert isinstance(bars, ErrorbarContainer)
         low, high = bars.lines[2][0].get_segments()[0][:, 1]
         assert high - low == pytest.approx(2 * statistics.stdev(accuracies))
-        assert f"{statistics.fmean(accuracies):.1f} % at ε = {rounded_up(runs[0].epsilon, 2)}" in drawing.alt
+        assert f"{statistics.fmean(accuracies):.1f} % at ε = {rounded_up(3.0, 2)}" in drawing.alt
+
+    def test_seeds_of_equal_accuracy_have_no_bar(self, runs):
+        drawing = plot_accuracy([at(run, 3.0, 0.7) for run in runs], [], dataset="digits")
+        assert drawing is not None
+        assert [y for _, y in lines(drawing).values()] == [pytest.approx([70.0])]
+        assert not drawing.figure.axes[0].containers
 
     def test_no_figure_says_less_than_was_spent(self, runs):
         drawing = plot_accuracy([at(runs[0], 2.981, 0.5)], [], dataset="digits")
