@@ -164,17 +164,22 @@ def squared_norms_of(per_example: dict[str, Tensor]) -> Tensor:
 
 def _squares_of(values: Tensor) -> Tensor:
     """``(b,)`` squared norms of rows, in double precision: single precision adds up a few thousand numbers, a million would round by percents."""
-    rows, wide = values.flatten(1), torch.promote_types(values.dtype, torch.float32)
+    rows, wide = _rows(values), torch.promote_types(values.dtype, torch.float32)
     blocks = rows.shape[1] // _BLOCK
     whole = rows[:, : blocks * _BLOCK].unflatten(1, (blocks, _BLOCK))
     rest = torch.linalg.vector_norm(rows[:, blocks * _BLOCK :], dim=1, dtype=wide).double()
     return torch.linalg.vector_norm(whole, dim=2, dtype=wide).double().square().sum(1) + rest.square()
 
 
+def _rows(values: Tensor) -> Tensor:
+    """``(b, numbers)``, also of a parameter without dimensions."""
+    return values.flatten(1) if values.ndim > 1 else values.unsqueeze(1)
+
+
 def weighted(per_example: dict[str, Tensor], factors: Tensor) -> dict[str, Tensor]:
     """Sums over examples of factor times gradient."""
     return {
-        name: sum_of_products(factors.to(values.dtype), values.flatten(1)).view(values.shape[1:])
+        name: sum_of_products(factors.to(values.dtype), _rows(values)).view(values.shape[1:])
         for name, values in per_example.items()
     }
 

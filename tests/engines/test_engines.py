@@ -743,6 +743,39 @@ def test_parameters_beside_weight_and_bias_are_refused(engine):
         ENGINES[engine](layer, cross_entropy, torch.randn(3, 5), torch.tensor([0, 1, 2]), max_grad_norm=1.0)
 
 
+class Temperature(nn.Module):
+    """A parameter without dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(5, 4), nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.layer(x)
+
+
+@pytest.mark.parametrize("clipping", CLIPPINGS)
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+@pytest.mark.parametrize("examples", [0, 1, 6])
+def test_a_parameter_without_dimensions_counts(engine, clipping, examples):
+    torch.manual_seed(0)
+    model, x, y = Temperature(), torch.randn(examples, 5), torch.arange(examples) % 4
+    clipped = ENGINES[engine](model, cross_entropy, x, y, max_grad_norm=0.1, clipping=clipping)
+    expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    norms = []
+    for row, label in zip(x, y, strict=True):
+        own = torch.autograd.grad(cross_entropy(model(row[None]), label[None]).sum(), list(model.parameters()))
+        norms.append(torch.cat([g.flatten() for g in own]).norm())
+        if clipping == "flat":
+            for name, g in zip(expected, own, strict=True):
+                expected[name] += g * min(1.0, 0.1 / float(norms[-1]))
+    assert clipped.norms.tolist() == pytest.approx([float(norm) for norm in norms], rel=1e-5)
+    assert {name: g.shape for name, g in clipped.gradients.items()} == {name: g.shape for name, g in expected.items()}
+    if clipping == "flat":
+        for name, g in clipped.gradients.items():
+            torch.testing.assert_close(g, expected[name])
+
+
 class Hides(nn.Module):
     def __init__(self) -> None:
         super().__init__()
