@@ -172,7 +172,7 @@ def _squares_of(values: Tensor) -> Tensor:
 
 
 def _rows(values: Tensor) -> Tensor:
-    """``(b, numbers)``, also of a parameter without dimensions."""
+    """``(b, numbers)``, also where an example is a single number."""
     return values.flatten(1) if values.ndim > 1 else values.unsqueeze(1)
 
 
@@ -712,7 +712,7 @@ class EmbeddingRule(Rule):
     """``nn.Embedding`` of indices ``(b, …)``."""
 
     def _flat(self) -> tuple[Tensor, Tensor]:
-        indices = self.inputs.flatten(1) if self.inputs.ndim > 1 else self.inputs[:, None]
+        indices = _rows(self.inputs)
         gradients = self.gradients.reshape(*indices.shape, self.module.embedding_dim)
         if self.module.padding_idx is not None:
             gradients = gradients * (indices != self.module.padding_idx)[..., None]
